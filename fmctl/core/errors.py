@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that fmctl raises on purpose.
+
+An error says what happened, why, and what to do. Its class carries a reason from a closed list, and with it the
+meaning for a caller: fix the call, clear something first, go elsewhere, or try again. `rpc.errors` turns it into a
+gRPC status and back, `cli.failure` into text and an exit code; nothing between them needs to know either.
+
+    FmctlError
+    ├── BadRequest                 the call itself is wrong
+    │   └── InvalidDocument        a settings or platform file is wrong
+    ├── NoSuchPartition
+    ├── NoSuchLease
+    ├── NoCapacity
+    │   └── Fragmented             enough GPUs, but no free partition of that size
+    ├── Refused                    something must be cleared first
+    │   ├── HostCordoned, MapUnverified, VersionMismatch, VmRunning, PartitionHeld
+    ├── PolicyDenied
+    ├── RequestIdReused
+    ├── ActivationFailed
+    └── Retryable                  the same call may be made again
+        ├── FabricNotReady         nothing was changed
+        ├── AgentUnreachable       nothing was changed
+        └── OutcomeUnknown         something may have been changed
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+
+class Reason(str, Enum):
+    """Why a call failed: the closed list that callers may switch on."""
+
+    BAD_REQUEST = "BAD_REQUEST"
+    NO_SUCH_PARTITION = "NO_SUCH_PARTITION"
+    NO_SUCH_LEASE = "NO_SUCH_LEASE"
+    NO_CAPACITY = "NO_CAPACITY"
+    FRAGMENTED = "FRAGMENTED"
+    HOST_CORDONED = "HOST_CORDONED"
+    MAP_UNVERIFIED = "MAP_UNVERIFIED"
+    VERSION_MISMATCH = "VERSION_MISMATCH"
+    VM_RUNNING = "VM_RUNNING"
+    PARTITION_HELD = "PARTITION_HELD"
+    POLICY_DENIED = "POLICY_DENIED"
+    FABRIC_NOT_READY = "FABRIC_NOT_READY"
+    AGENT_UNREACHABLE = "AGENT_UNREACHABLE"
+    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    ACTIVATION_FAILED = "ACTIVATION_FAILED"
+
+
+class FmctlError(Exception):
+    """What happened, why, and what to do about it.
+
+    `fm_code` is the Fabric Manager return code behind the error, where there is one, and `partition_id` the partition
+    it concerns. `reason` is None for what only happens on this machine, and no API call can answer.
+    """
+
+    reason: ClassVar[Reason | None] = None
+
+    def __init__(
+        self, what: str, *, why: str = "", fix: str = "", fm_code: int | None = None, partition_id: int | None = None
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+        self.fm_code = fm_code
+        self.partition_id = partition_id
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}" if self.why else self.what
+
+
+class BadRequest(FmctlError):
+    """The call is malformed; making it again changes nothing."""
+
+    reason = Reason.BAD_REQUEST
+
+
+class InvalidDocument(BadRequest):
+    """A settings or platform file is refused; the text names the file, the key and the reason."""
+
+
+class NoSuchPartition(FmctlError):
+    """The board has no partition with that id, or with exactly those GPUs."""
+
+    reason = Reason.NO_SUCH_PARTITION
+
+
+class NoSuchLease(FmctlError):
+    """No lease has that id."""
+
+    reason = Reason.NO_SUCH_LEASE
+
+
+class NoCapacity(FmctlError):
+    """The host has too few free GPUs for the request."""
+
+    reason = Reason.NO_CAPACITY
+
+
+class Fragmented(NoCapacity):
+    """Enough GPUs are free, but no partition of that size is."""
+
+    reason = Reason.FRAGMENTED
+
+
+class Refused(FmctlError):
+    """Something must be cleared before the call can be served."""
+
+
+class HostCordoned(Refused):
+    """The host takes no new work."""
+
+    reason = Reason.HOST_CORDONED
+
+
+class MapUnverified(Refused):
+    """The GPU map is not verified, so nothing may be activated."""
+
+    reason = Reason.MAP_UNVERIFIED
+
+
+class VersionMismatch(Refused):
+    """Two components of different versions cannot work together."""
+
+    reason = Reason.VERSION_MISMATCH
+
+
+class VmRunning(Refused):
+    """A running VM holds the GPUs."""
+
+    reason = Reason.VM_RUNNING
+
+
+class PartitionHeld(Refused):
+    """The partition, or one that shares a GPU with it, is held."""
+
+    reason = Reason.PARTITION_HELD
+
+
+class PolicyDenied(FmctlError):
+    """This host will never serve the call."""
+
+    reason = Reason.POLICY_DENIED
+
+
+class RequestIdReused(FmctlError):
+    """The request id already stands for a different request."""
+
+    reason = Reason.REQUEST_ID_REUSED
+
+
+class ActivationFailed(FmctlError):
+    """Fabric Manager refused the activation, and a list shows the partition inactive."""
+
+    reason = Reason.ACTIVATION_FAILED
+
+
+class Retryable(FmctlError):
+    """The same call, with the same request id, may be made again."""
+
+    retry_after: ClassVar[float] = 1.0
+    """Seconds to wait before the call is made again."""
+
+
+class FabricNotReady(Retryable):
+    """Fabric Manager does not take the call now. Nothing was changed."""
+
+    reason = Reason.FABRIC_NOT_READY
+
+
+class AgentUnreachable(Retryable):
+    """The other end of the connection does not answer. Nothing was changed."""
+
+    reason = Reason.AGENT_UNREACHABLE
+
+
+class OutcomeUnknown(Retryable):
+    """The call may or may not have taken effect; the same call again settles it."""
+
+    reason = Reason.OUTCOME_UNKNOWN
+
+
+def _by_reason(cls: type[FmctlError]) -> dict[Reason, type[FmctlError]]:
+    found = {reason: leaf for child in cls.__subclasses__() for reason, leaf in _by_reason(child).items()}
+    return found if cls.reason is None else {**found, cls.reason: cls}
+
+
+BY_REASON = _by_reason(FmctlError)
+"""The most general class that carries each reason."""

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A platform: what one board is, as its YAML file in `fmctl.platforms` says.
+
+Facts about hardware carry a mark: C confirmed in a primary source, M measured, 2nd from a secondary source, D derived,
+R recalled from a guide, U unconfirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+from fmctl.core import schema
+from fmctl.core.partition import PartitionList
+from fmctl.core.pci import PciClass, PciId
+from fmctl.core.schema import setting
+
+T = TypeVar("T")
+
+MAX_PARTITIONS = 64
+"""Rows that Fabric Manager's list can hold (SDK header)."""
+MAX_GPUS = 16
+"""GPUs that one row can hold (SDK header)."""
+MAX_NVLINKS = 64
+"""NVLink ports that one device can have (SDK header)."""
+
+
+class Mark(str, Enum):
+    """How well a fact is known."""
+
+    CONFIRMED = "C"
+    MEASURED = "M"
+    SECONDARY = "2nd"
+    DERIVED = "D"
+    RECALLED = "R"
+    UNCONFIRMED = "U"
+
+
+class Hardware(str, Enum):
+    """Whether fmctl activates partitions on a real board of this platform, or on a simulated one only."""
+
+    SUPPORTED = "supported"
+    UNSUPPORTED = "unsupported"
+
+
+class ErrorFamily(str, Enum):
+    """Which codes say "already active" and "not active": -7 and -4, or -17 and -18."""
+
+    NVL4 = "nvl4"
+    NVL5 = "nvl5"
+
+
+class ResetMethod(str, Enum):
+    """A way to reset a PCI device, by its name in sysfs `reset_method`."""
+
+    FLR = "flr"
+    BUS = "bus"
+
+
+class ResetEffect(str, Enum):
+    """What a GPU reset does to the NVLinks of an activated partition."""
+
+    HARMLESS = "harmless"
+    BREAKS_LINKS = "breaks-links"
+
+
+@dataclass(frozen=True)
+class Fact(Generic[T]):
+    """A value with its mark and its source."""
+
+    value: T
+    mark: Mark
+    source: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A device id with the name it is sold under."""
+
+    id: PciId
+    name: str
+
+
+@dataclass(frozen=True)
+class Devices:
+    """PCI functions of one kind. `count` is what a healthy board has, none where it varies by chassis.
+
+    `vpd` is a text that the function's vital product data holds, where the id alone does not tell it apart.
+    """
+
+    pci_class: PciClass
+    models: tuple[Model, ...]
+    count: int | None = setting(None, doc="functions of this kind on a healthy board", low=1)
+    vpd: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that no device can match."""
+        if not self.models:
+            raise ValueError("models is empty")
+
+
+@dataclass(frozen=True)
+class ResetRules:
+    """How a GPU of this board is reset."""
+
+    methods: Fact[tuple[ResetMethod, ...]]
+    """Methods in the order to try them."""
+    after_unclean_exit: Fact[ResetMethod]
+    """The method after a VM that did not shut down cleanly."""
+    after_activation: Fact[ResetEffect]
+    """What a reset does once the partition is active."""
+    after_fm_first_start: Fact[bool]
+    """Whether GPUs need a reset after Fabric Manager's first start in shared NVSwitch mode."""
+    deadline_s: Fact[int]
+    """Seconds after which a reset counts as failed."""
+
+
+@dataclass(frozen=True)
+class PartitionRow:
+    """A row of the table: id, physical ids, NVLinks per GPU; written `[3, [1, 3], 18]`."""
+
+    id: int
+    gpu_ids: tuple[int, ...]
+    nvlinks_per_gpu: int
+
+    @classmethod
+    def parse(cls, value: object) -> PartitionRow:
+        """Read `[3, [1, 3], 18]`; raises ValueError."""
+        match value:
+            case [int(row_id), [*gpu_ids], int(nvlinks)]:
+                whole = tuple(gpu for gpu in gpu_ids if isinstance(gpu, int))
+                if len(whole) == len(gpu_ids):
+                    return cls(row_id, whole, nvlinks)
+        raise ValueError(f"a row such as [3, [1, 3], 18] is wanted, not {value!r}")
+
+    def __post_init__(self) -> None:
+        """Refuse what Fabric Manager's structures cannot hold."""
+        if not 0 <= self.id < 2**32:
+            raise ValueError(f"id {self.id} is not between 0 and 2^32 - 1")
+        if not 1 <= len(self.gpu_ids) <= MAX_GPUS:
+            raise ValueError(f"partition {self.id} has {len(self.gpu_ids)} GPUs; 1 to {MAX_GPUS} are possible")
+        if len(set(self.gpu_ids)) != len(self.gpu_ids):
+            raise ValueError(f"partition {self.id} names a GPU twice")
+        if min(self.gpu_ids) < 1:
+            raise ValueError(f"partition {self.id} has GPU {min(self.gpu_ids)}; physical ids start at 1")
+        if not 0 <= self.nvlinks_per_gpu <= MAX_NVLINKS:
+            raise ValueError(f"partition {self.id} has {self.nvlinks_per_gpu} NVLinks; 0 to {MAX_NVLINKS} are possible")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One board."""
+
+    name: str
+    title: str
+    hardware: Hardware
+    nvlink_generation: int
+    """2 for V100 to 5 for Blackwell."""
+    error_family: ErrorFamily
+    gpus: Devices
+    nvswitches: Devices
+    """The functions that the Service VM drives the NVSwitches through."""
+    partitions: tuple[PartitionRow, ...]
+    reset: ResetRules
+    memory_controller: Devices | None = None
+    line_rate_mbps: Fact[int] | None = None
+    hardware_reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a board that contradicts itself."""
+        if self.hardware is Hardware.UNSUPPORTED and not self.hardware_reason:
+            raise ValueError("hardware is unsupported, but hardware_reason does not say why")
+        if not 1 <= len(self.partitions) <= MAX_PARTITIONS:
+            raise ValueError(f"partitions has {len(self.partitions)} rows; 1 to {MAX_PARTITIONS} are possible")
+        _refuse_twice("partition id", [row.id for row in self.partitions])
+        _refuse_twice("set of GPUs", [tuple(sorted(row.gpu_ids)) for row in self.partitions])
+        if len(self.physical_ids) != self.gpus.count:
+            raise ValueError(f"partitions name {len(self.physical_ids)} GPUs, but gpus.count is {self.gpus.count}")
+
+    @property
+    def physical_ids(self) -> tuple[int, ...]:
+        """Every physical id of the board, ascending."""
+        return tuple(sorted({gpu for row in self.partitions for gpu in row.gpu_ids}))
+
+    @property
+    def drops_failed_gpus(self) -> bool:
+        """Whether Fabric Manager's list loses the partitions of a missing GPU; it is static from NVLink 4 on."""
+        return self.nvlink_generation < 4
+
+    def describes(self, listed: PartitionList) -> bool:
+        """Whether Fabric Manager's list is this board's table, or part of it where lists shrink."""
+        table = {row.id: frozenset(row.gpu_ids) for row in self.partitions}
+        seen = {p.id: frozenset(p.gpu_ids) for p in listed.partitions}
+        if not seen or not seen.items() <= table.items():
+            return False
+        return self.drops_failed_gpus or len(seen) == len(table)
+
+
+def _refuse_twice(what: str, values: Iterable[Hashable]) -> None:
+    seen: set[Hashable] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"partitions has the {what} {value} twice")
+        seen.add(value)
+
+
+def parse(text: str, source: str) -> Platform:
+    """Read a platform file; raises InvalidDocument, which names `source`, the key and the reason."""
+    return schema.load(Platform, text, source)
+
+
+def recognise(listed: PartitionList, platforms: Iterable[Platform]) -> Platform | None:
+    """The one platform whose table Fabric Manager's list is, if exactly one is."""
+    found = [platform for platform in platforms if platform.describes(listed)]
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML text to frozen dataclasses, typed, with every refusal naming the file, the key and the reason.
+
+`core.settings` and `core.platform` declare their documents as dataclasses; nothing else describes them. Supported
+types: str, int, float, bool, Enum, tuple[X, ...], X | None, dataclasses (generic ones too), and classes with a `parse`
+class method that takes the plain value and raises ValueError. A dataclass may refuse its own values with ValueError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Hashable
+from enum import Enum
+from typing import Any, TypeVar
+
+import yaml
+
+from fmctl.core.errors import InvalidDocument
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any = dataclasses.MISSING, *, doc: str, low: float | None = None, high: float | None = None
+) -> Any:
+    """A documented field, with its bounds where it is a number."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+
+def load(cls: type[T], text: str, source: str) -> T:
+    """Read a YAML document as `cls`; raises InvalidDocument, which names `source`."""
+    try:
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader that refuses duplicate keys)
+    except yaml.YAMLError as error:
+        raise _refusal(source, "", f"it is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return typing.cast(T, _convert(cls, {} if data is None else data, "", {}))
+    except _Wrong as wrong:
+        raise _refusal(source, wrong.key, wrong.reason) from None
+
+
+def _refusal(source: str, key: str, reason: str) -> InvalidDocument:
+    return InvalidDocument(f"{source} is refused", why=f"{key}: {reason}" if key else reason, fix=f"correct {source}")
+
+
+class _Wrong(Exception):
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+        self.reason = reason
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key written twice, where YAML's own rule would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _convert(kind: Any, value: Any, key: str, limits: typing.Mapping[str, Any]) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, key, limits)
+    if origin is tuple:
+        return _sequence(arguments[0], value, key)
+    if hasattr(kind, "parse"):
+        return _parsed(kind, value, key)
+    if dataclasses.is_dataclass(origin):
+        return _record(typing.cast("type[Any]", origin), value, key, arguments)
+    if dataclasses.is_dataclass(kind):
+        return _record(typing.cast("type[Any]", kind), value, key)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _choice(kind, value, key)
+    return _scalar(kind, value, key, limits)
+
+
+def _sequence(kind: Any, value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _Wrong(key, f"a list is wanted, not {_shown(value)}")
+    return tuple(_convert(kind, item, f"{key}[{index}]", {}) for index, item in enumerate(value))
+
+
+def _parsed(kind: Any, value: Any, key: str) -> Any:
+    try:
+        return kind.parse(value)
+    except ValueError as error:
+        raise _Wrong(key, str(error)) from None
+
+
+def _record(cls: type[Any], value: Any, key: str, arguments: tuple[Any, ...] = ()) -> Any:
+    if not isinstance(value, dict):
+        raise _Wrong(key, f"a mapping is wanted, not {_shown(value)}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in fields:
+            raise _Wrong(f"{prefix}{name}", _unknown(str(name), fields))
+    kinds = typing.get_type_hints(cls)
+    bound = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=True))
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in value:
+            kind = bound.get(kinds[name], kinds[name])
+            values[name] = _convert(kind, value[name], prefix + name, field.metadata)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise _Wrong(prefix + name, "it is missing")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise _Wrong(key, str(error)) from None
+
+
+def _unknown(name: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"there is no such key; did you mean {near[0]}?" if near else "there is no such key"
+
+
+def _choice(kind: type[Enum], value: Any, key: str) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        names = ", ".join(str(member.value) for member in kind)
+        raise _Wrong(key, f"{_shown(value)} is none of {names}") from None
+
+
+def _scalar(kind: Any, value: Any, key: str, limits: typing.Mapping[str, Any]) -> Any:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise _Wrong(key, f"{_NAMES[kind]} is wanted, not {_shown(value)}")
+    low, high = limits.get("low"), limits.get("high")
+    if low is not None and not value >= low:
+        raise _Wrong(key, f"{value} is below {low}")
+    if high is not None and not value <= high:
+        raise _Wrong(key, f"{value} is above {high}")
+    return value
+
+
+_NAMES: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)

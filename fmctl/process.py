@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way to start a process, and to end with the process that started this one.
+
+Children start by exec, never by fork alone: a process that serves gRPC has threads. Each child can be tied to its
+parent by a lifeline, a pipe that closes when the parent dies by any means, so that nothing is left running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+
+from fmctl.core.errors import FmctlError
+
+LIFELINE = "FMCTL_LIFELINE_FD"
+"""Environment variable by which a child learns its end of the lifeline."""
+
+
+class CommandFailed(FmctlError):
+    """A command could not be started, took too long, or ended with another status than 0."""
+
+
+class Child:
+    """A running child process. As a context manager it is stopped on leaving."""
+
+    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None):
+        """Start `argv`, its standard input empty and its output that of this process.
+
+        Raises CommandFailed if it cannot be started.
+        """
+        self.name = " ".join(argv[:4])
+        theirs, self._lifeline = os.pipe()
+        try:
+            self._popen = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[*pass_fds, theirs],
+                env={**os.environ, **(env or {}), LIFELINE: str(theirs)},
+            )
+        except OSError as error:
+            os.close(self._lifeline)
+            raise CommandFailed(f"{argv[0]} cannot be started", why=error.strerror or str(error)) from error
+        finally:
+            os.close(theirs)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
+
+    def poll(self) -> int | None:
+        """Its exit status, negative for a signal, or None while it runs."""
+        return self._popen.poll()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end at most `timeout` seconds; None if it still runs."""
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End it at once, and reap it."""
+        self._popen.kill()
+        self._popen.wait()
+        self._close()
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Ask it to end, and end it after `grace` seconds."""
+        if self.poll() is None:
+            self._popen.terminate()
+            if self.wait(grace) is None:
+                self._popen.kill()
+                self._popen.wait()
+        self._close()
+
+    def _close(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+def hold_lifeline(grace: float = 10.0) -> None:
+    """End this process when the one that started it is gone: SIGTERM first, and after `grace` seconds without mercy.
+
+    Does nothing in a process that no `Child` started.
+    """
+    fd = os.environ.pop(LIFELINE, None)
+    if fd is None:
+        return
+
+    def watch(lifeline: int) -> None:
+        poller = select.poll()
+        poller.register(lifeline, 0)
+        poller.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(int(fd),), name="lifeline", daemon=True).start()
+
+
+def run(argv: Sequence[str], *, timeout: float) -> str:
+    """Run a command to its end and return its standard output; raises CommandFailed."""
+    try:
+        done = subprocess.run(list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+    except OSError as error:
+        raise CommandFailed(f"{argv[0]} cannot be started", why=error.strerror or str(error)) from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(f"{argv[0]} did not end within {timeout:g} s") from error
+    if done.returncode != 0:
+        raise CommandFailed(f"{argv[0]} failed with status {done.returncode}", why=done.stderr.strip())
+    return done.stdout
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The argv that runs a module of ours with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+class Termination:
+    """SIGINT and SIGTERM as something to wait for, instead of something that interrupts; main thread only.
+
+    The handler writes to a pipe, which is safe wherever the main thread happens to be.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number: int, frame: object) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"!")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most `timeout` seconds; whether a signal came."""
+        ready, _, _ = select.select([self._read], [], [], timeout)
+        return bool(ready)
+
+    def __enter__(self) -> Termination:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._read)
+        os.close(self._write)
