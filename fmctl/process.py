@@ -30,9 +30,9 @@ class Child:
     """A running child process. As a context manager it is stopped on leaving."""
 
     def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None):
-        """Start `argv`, its standard input empty and its output that of this process.
+        """Start `argv` in a session of its own, so that Ctrl-C reaches this process alone, which then stops it.
 
-        Raises CommandFailed if it cannot be started.
+        Its standard input is empty and its output that of this process. Raises CommandFailed if it cannot be started.
         """
         self.name = " ".join(argv[:4])
         theirs, self._lifeline = os.pipe()
@@ -41,6 +41,7 @@ class Child:
                 list(argv),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[*pass_fds, theirs],
+                start_new_session=True,
                 env={**os.environ, **(env or {}), LIFELINE: str(theirs)},
             )
         except OSError as error:

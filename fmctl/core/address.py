@@ -86,14 +86,16 @@ def _unix(path: str) -> UnixAddress:
 
 
 def _vsock(text: str) -> VsockAddress:
-    found = re.fullmatch(r"vsock:(\d+):(\d+)", text)
+    found = re.fullmatch(r"vsock:([0-9]{1,10}):([0-9]{1,10})", text)
     if not found or int(found[1]) >= 2**32 or int(found[2]) >= 2**32:
         raise ValueError(f"vsock:CID:PORT is wanted, not {text!r}")
     return VsockAddress(int(found[1]), int(found[2]))
 
 
 def _tcp(text: str) -> TcpAddress:
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
     if not found or not 1 <= int(found[3]) <= 65535:
         raise ValueError(f"unix:PATH or HOST:PORT is wanted, not {text!r}")
+    if found[1]:
+        ipaddress.IPv6Address(found[1])
     return TcpAddress(found[1] or found[2], int(found[3]))

@@ -25,6 +25,7 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import ClassVar
 
@@ -71,6 +72,14 @@ class FmctlError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}" if self.why else self.what
+
+    def metadata(self) -> dict[str, str]:
+        """All of the error but its reason, as texts that can cross a process; `restore` is the way back."""
+        texts = {"what": self.what, "why": self.why, "fix": self.fix}
+        numbers = {"fm_code": self.fm_code, "partition_id": self.partition_id}
+        return {key: text for key, text in texts.items() if text} | {
+            key: str(number) for key, number in numbers.items() if number is not None
+        }
 
 
 class BadRequest(FmctlError):
@@ -191,3 +200,25 @@ def _by_reason(cls: type[FmctlError]) -> dict[Reason, type[FmctlError]]:
 
 BY_REASON = _by_reason(FmctlError)
 """The most general class that carries each reason."""
+
+
+def restore(reason: str, metadata: Mapping[str, str]) -> FmctlError:
+    """The error that `metadata` was taken from; a reason unknown here is read as the careful one, OutcomeUnknown."""
+    try:
+        cls = BY_REASON[Reason(reason)]
+    except ValueError:
+        cls = OutcomeUnknown
+    return cls(
+        metadata.get("what", reason),
+        why=metadata.get("why", ""),
+        fix=metadata.get("fix", ""),
+        fm_code=_number(metadata.get("fm_code")),
+        partition_id=_number(metadata.get("partition_id")),
+    )
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None

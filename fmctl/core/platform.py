@@ -7,6 +7,7 @@ R recalled from a guide, U unconfirmed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -74,6 +75,11 @@ class Fact(Generic[T]):
     mark: Mark
     source: str
 
+    def __post_init__(self) -> None:
+        """Refuse a fact that comes from nowhere."""
+        if not self.source:
+            raise ValueError("source is empty")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -116,6 +122,15 @@ class ResetRules:
     deadline_s: Fact[int]
     """Seconds after which a reset counts as failed."""
 
+    def __post_init__(self) -> None:
+        """Refuse rules that leave a GPU without a reset."""
+        if not self.methods.value:
+            raise ValueError("methods is empty")
+        if self.after_unclean_exit.value not in self.methods.value:
+            raise ValueError(f"after_unclean_exit is {self.after_unclean_exit.value.value}, which is none of methods")
+        if self.deadline_s.value < 1:
+            raise ValueError(f"deadline_s is {self.deadline_s.value}; it must be 1 or more")
+
 
 @dataclass(frozen=True)
 class PartitionRow:
@@ -131,9 +146,13 @@ class PartitionRow:
         match value:
             case [int(row_id), [*gpu_ids], int(nvlinks)]:
                 whole = tuple(gpu for gpu in gpu_ids if isinstance(gpu, int))
-                if len(whole) == len(gpu_ids):
+                if len(whole) == len(gpu_ids) and bool not in map(type, (row_id, *whole, nvlinks)):
                     return cls(row_id, whole, nvlinks)
         raise ValueError(f"a row such as [3, [1, 3], 18] is wanted, not {value!r}")
+
+    def plain(self) -> list[int | list[int]]:
+        """The row as `parse` reads it."""
+        return [self.id, list(self.gpu_ids), self.nvlinks_per_gpu]
 
     def __post_init__(self) -> None:
         """Refuse what Fabric Manager's structures cannot hold."""
@@ -149,35 +168,42 @@ class PartitionRow:
             raise ValueError(f"partition {self.id} has {self.nvlinks_per_gpu} NVLinks; 0 to {MAX_NVLINKS} are possible")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Platform:
     """One board."""
 
     name: str
     title: str
     hardware: Hardware
-    nvlink_generation: int
-    """2 for V100 to 5 for Blackwell."""
+    hardware_reason: str = ""
+    """Why fmctl leaves a real board alone."""
+    nvlink_generation: int = setting(doc="2 for V100 to 5 for Blackwell", low=2, high=5)
     error_family: ErrorFamily
+    line_rate_mbps: Fact[int] | None = None
+    """Megabytes per second of one NVLink, as Fabric Manager reports it; none where nobody has seen it."""
     gpus: Devices
     nvswitches: Devices
     """The functions that the Service VM drives the NVSwitches through."""
-    partitions: tuple[PartitionRow, ...]
-    reset: ResetRules
     memory_controller: Devices | None = None
-    line_rate_mbps: Fact[int] | None = None
-    hardware_reason: str = ""
+    """What the Service VM has beside the NVSwitches."""
+    reset: ResetRules
+    partitions: tuple[PartitionRow, ...]
 
     def __post_init__(self) -> None:
         """Refuse a board that contradicts itself."""
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
+            raise ValueError(f"name {self.name!r} is not of lower-case words joined by hyphens, such as hgx-h100-8")
         if self.hardware is Hardware.UNSUPPORTED and not self.hardware_reason:
             raise ValueError("hardware is unsupported, but hardware_reason does not say why")
+        if self.line_rate_mbps and self.line_rate_mbps.value < 1:
+            raise ValueError(f"line_rate_mbps is {self.line_rate_mbps.value}; it must be 1 or more")
         if not 1 <= len(self.partitions) <= MAX_PARTITIONS:
             raise ValueError(f"partitions has {len(self.partitions)} rows; 1 to {MAX_PARTITIONS} are possible")
         _refuse_twice("partition id", [row.id for row in self.partitions])
         _refuse_twice("set of GPUs", [tuple(sorted(row.gpu_ids)) for row in self.partitions])
         if len(self.physical_ids) != self.gpus.count:
-            raise ValueError(f"partitions name {len(self.physical_ids)} GPUs, but gpus.count is {self.gpus.count}")
+            wanted = self.gpus.count or "missing"
+            raise ValueError(f"partitions name {len(self.physical_ids)} GPUs, but gpus.count is {wanted}")
 
     @property
     def physical_ids(self) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML text to frozen dataclasses, typed, with every refusal naming the file, the key and the reason.
+"""YAML text to frozen dataclasses, typed, with every refusal naming the file, the key and the reason; and back.
 
 `core.settings` and `core.platform` declare their documents as dataclasses; nothing else describes them. Supported
 types: str, int, float, bool, Enum, tuple[X, ...], X | None, dataclasses (generic ones too), and classes with a `parse`
-class method that takes the plain value and raises ValueError. A dataclass may refuse its own values with ValueError.
+class method that takes the plain value and raises ValueError, whose way back is `plain`, or `str` where there is none.
+A dataclass may refuse its own values with ValueError.
 """
 
 from __future__ import annotations
@@ -34,12 +35,36 @@ def load(cls: type[T], text: str, source: str) -> T:
     """Read a YAML document as `cls`; raises InvalidDocument, which names `source`."""
     try:
         data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader that refuses duplicate keys)
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise _refusal(source, "", f"it is not valid YAML: {' '.join(str(error).split())}") from error
     try:
         return typing.cast(T, _convert(cls, {} if data is None else data, "", {}))
     except _Wrong as wrong:
         raise _refusal(source, wrong.key, wrong.reason) from None
+
+
+def dump_entry(key: str, value: str | float) -> str:
+    """One key with a plain value, as a line of YAML."""
+    return yaml.safe_dump({key: value}, allow_unicode=True, width=10_000).strip()
+
+
+def plain(value: Any) -> Any:
+    """What YAML and JSON can write of a document, and `load` reads back to it; a field at its default is left out."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "parse"):
+        return value.plain() if hasattr(value, "plain") else str(value)
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: (getattr(value, field.name), field.default) for field in dataclasses.fields(value)}
+        return {name: plain(item) for name, (item, default) in fields.items() if item != default}
+    return value
+
+
+def dump(document: Any) -> str:
+    """Plain data as YAML, keys in their order."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _refusal(source: str, key: str, reason: str) -> InvalidDocument:
@@ -60,10 +85,47 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                continue
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Refuse a number that no setting can mean, and that Python may refuse to convert or to print."""
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > 64:
+            raise yaml.constructor.ConstructorError(None, None, "a number is too large", node.start_mark)
+        return value
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What PyYAML raises on a text it cannot read; scalars such as 2001-99-99 end in one of Python's own errors."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """A SafeDumper that indents lists under their key, as people do."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: FBT001, FBT002
+        super().increase_indent(flow, indentless=False)
+
+
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNode:
+    """One line for a list that holds a scalar, one line an item for the others."""
+    nested = all(isinstance(item, (dict, list)) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=not nested)
+
+
+def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+    """Quotes around what starts with a digit: 0680 is a text to one reader of YAML and a number to the next."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style="'" if data[:1].isdigit() else None)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_str)
 
 
 def _convert(kind: Any, value: Any, key: str, limits: typing.Mapping[str, Any]) -> Any:

@@ -45,6 +45,13 @@ def read(path: Path) -> Platform:
     return platform.parse(text, str(path))
 
 
+def resolve(name_or_path: str) -> Platform:
+    """The board of that name, or of that file if it has a slash or ends in `.yaml`; raises BadRequest."""
+    if "/" in name_or_path or name_or_path.endswith(".yaml"):
+        return read(Path(name_or_path))
+    return load(name_or_path)
+
+
 def every() -> tuple[Platform, ...]:
     """All boards that come with fmctl."""
     return tuple(load(name) for name in names())

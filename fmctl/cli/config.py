@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fmctl config`, and reading a settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from fmctl.core import schema, settings
+from fmctl.core.errors import InvalidDocument
+from fmctl.core.settings import AgentSettings, DaemonSettings
+
+T = TypeVar("T", bound="AgentSettings | DaemonSettings")
+
+DEFAULT_FILES = {DaemonSettings: Path("/etc/fmctl/fmctld.yaml"), AgentSettings: Path("/etc/fmctl/agent.yaml")}
+
+config_file = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings.  [default: /etc/fmctl/fmctld.yaml or agent.yaml, if it exists]",
+)
+
+
+def read(cls: type[T], path: Path | None) -> T:
+    """The settings of a file, or of the default one, which may be missing; raises InvalidDocument."""
+    file = path or DEFAULT_FILES[cls]
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        if path is None:
+            return cls()
+        raise InvalidDocument(f"{file} cannot be read", why="there is no such file", fix="name another") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidDocument(f"{file} cannot be read", why=str(reason), fix="name another") from error
+    return schema.load(cls, text, str(file))
+
+
+@click.group()
+def config() -> None:
+    """Show the settings of the daemon and of the agent."""
+
+
+@config.command()
+@click.argument("program", type=click.Choice(["daemon", "agent"]), required=False)
+@click.option("--defaults", is_flag=True, help="The defaults, instead of what the settings file makes of them.")
+@config_file
+def show(program: str | None, config_file: Path | None, *, defaults: bool) -> None:
+    """Show every setting with its meaning, of PROGRAM or of both."""
+    if config_file and (defaults or not program):
+        raise click.UsageError("--config goes with a program, and not with --defaults.")
+    chosen: list[type[AgentSettings] | type[DaemonSettings]] = []
+    if program != "agent":
+        chosen.append(DaemonSettings)
+    if program != "daemon":
+        chosen.append(AgentSettings)
+    parts = []
+    for cls in chosen:
+        shown = cls() if defaults else read(cls, config_file)
+        parts.append(f"# {DEFAULT_FILES[cls]}\n\n{settings.documented(shown)}")
+    click.echo("\n".join(parts), nl=False)

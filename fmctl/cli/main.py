@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `fmctl`: its commands, loaded when used, and the one place where a failure becomes an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from fmctl import __version__
+from fmctl.cli import failure, options
+from fmctl.core.errors import FmctlError
+
+_COMMANDS = {
+    "list": "fmctl.cli.partitions:list_command",
+    "activate": "fmctl.cli.partitions:activate",
+    "deactivate": "fmctl.cli.partitions:deactivate",
+    "status": "fmctl.cli.status:status",
+    "wait": "fmctl.cli.status:wait",
+    "daemon": "fmctl.cli.serve:daemon",
+    "agent": "fmctl.cli.serve:agent",
+    "config": "fmctl.cli.config:config",
+    "platform": "fmctl.cli.platform:platform",
+    "sim": "fmctl.cli.sim:sim",
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are asked for, so that none pays for another's imports."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fmctl", message="%(prog)s %(version)s")
+@options.connection
+@click.pass_context
+def cli(ctx: click.Context, connection: options.Connection) -> None:
+    """Activate NVLink partitions of an HGX board, for tenants that share it.
+
+    \b
+    Exit status: 0 done, or already so for the same owner; 1 failure; 2 usage; 3 not found; 4 conflict or in use;
+    5 unreachable, or outcome unknown; 6 drift; 7 no capacity; 8 unverified GPU map.
+    """
+    ctx.obj = connection
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = cli.main(prog_name="fmctl", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except FmctlError as error:
+        click.echo(failure.text(error), err=True)
+        return failure.exit_code(error)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return failure.INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone: nothing is left to say, and Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return failure.FAILURE

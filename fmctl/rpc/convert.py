@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Core values to messages and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fmctl.core.answers import AgentInfo, DaemonStatus
+from fmctl.core.partition import Gpu, Partition, PartitionList
+from fmctl.core.ports import FabricState
+from fmctl.rpc.fmctl.v1 import fabric_controller_pb2, fabric_manager_pb2, partition_pb2
+
+_STATES = {
+    FabricState.UNREACHABLE: partition_pb2.FABRIC_STATE_UNREACHABLE,
+    FabricState.INITIALISING: partition_pb2.FABRIC_STATE_INITIALISING,
+    FabricState.AWAITING_ACTIVE_LIST: partition_pb2.FABRIC_STATE_AWAITING_ACTIVE_LIST,
+    FabricState.READY: partition_pb2.FABRIC_STATE_READY,
+    FabricState.FAILED: partition_pb2.FABRIC_STATE_FAILED,
+}
+_STATES_BACK = {message: state for state, message in _STATES.items()}
+
+
+def partition_to(partition: Partition, owner: str = "") -> partition_pb2.Partition:
+    """The message of a partition."""
+    active = partition_pb2.PARTITION_STATE_ACTIVE if partition.active else partition_pb2.PARTITION_STATE_INACTIVE
+    return partition_pb2.Partition(
+        id=partition.id,
+        state=active,
+        nvlinks=partition.nvlinks,
+        owner=owner,
+        gpus=[
+            partition_pb2.Gpu(
+                physical_id=gpu.physical_id,
+                nvlinks=gpu.nvlinks,
+                nvlinks_max=gpu.nvlinks_max,
+                line_rate_mbps=gpu.line_rate_mbps,
+                uuid=gpu.uuid,
+                pci_bus_id=gpu.pci_bus_id,
+            )
+            for gpu in partition.gpus
+        ],
+    )
+
+
+def partition_from(message: partition_pb2.Partition) -> Partition:
+    """The partition of a message."""
+    return Partition(
+        id=message.id,
+        active=message.state == partition_pb2.PARTITION_STATE_ACTIVE,
+        gpus=tuple(
+            Gpu(gpu.physical_id, gpu.nvlinks, gpu.nvlinks_max, gpu.line_rate_mbps, gpu.uuid, gpu.pci_bus_id)
+            for gpu in message.gpus
+        ),
+    )
+
+
+def state_to(state: FabricState) -> partition_pb2.FabricState.ValueType:
+    """The message's word for a state."""
+    return _STATES[state]
+
+
+def state_from(message: partition_pb2.FabricState.ValueType) -> FabricState:
+    """The state; one that a newer side may name and this one does not know counts as failed."""
+    return _STATES_BACK.get(message, FabricState.FAILED)
+
+
+def status_to(status: DaemonStatus) -> fabric_controller_pb2.GetStatusResponse:
+    """The message of the daemon's status."""
+    message = fabric_controller_pb2.GetStatusResponse(
+        version=status.version,
+        platform=status.platform,
+        simulated=status.simulated,
+        agent=fabric_controller_pb2.AgentInfo(
+            address=status.agent.address,
+            reachable=status.agent.reachable,
+            version=status.agent.version,
+            library=status.agent.library,
+        ),
+        fabric_state=state_to(status.fabric_state),
+        fabric_message=status.fabric_message,
+    )
+    message.start_time.FromNanoseconds(int(status.started * 1e9))
+    return message
+
+
+def status_from(message: fabric_controller_pb2.GetStatusResponse) -> DaemonStatus:
+    """The daemon's status of a message."""
+    agent = message.agent
+    return DaemonStatus(
+        version=message.version,
+        started=message.start_time.ToNanoseconds() / 1e9,
+        agent=AgentInfo(agent.address, agent.reachable, agent.version, agent.library),
+        fabric_state=state_from(message.fabric_state),
+        fabric_message=message.fabric_message,
+        platform=message.platform,
+        simulated=message.simulated,
+    )
+
+
+def partitions_to(listed: PartitionList, owners: Mapping[int, str]) -> list[partition_pb2.Partition]:
+    """The messages of a list."""
+    return [partition_to(partition, owners.get(partition.id, "")) for partition in listed.partitions]
+
+
+def list_from(
+    answer: fabric_controller_pb2.ListPartitionsResponse | fabric_manager_pb2.ListFabricPartitionsResponse,
+) -> PartitionList:
+    """The list of either service's answer."""
+    partitions = tuple(partition_from(message) for message in answer.partitions)
+    return PartitionList(partitions, answer.max_partitions, answer.simulated)

@@ -1,0 +1,1 @@
+# Generated from the .proto files by tools/generate_proto.py.

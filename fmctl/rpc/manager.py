@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's service: each call one call of the port `Agent`."""
+
+from __future__ import annotations
+
+import grpc
+
+from fmctl.core.ports import Agent
+from fmctl.rpc import convert
+from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as messages
+from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import FabricManagerServiceServicer
+from fmctl.rpc.server import time_left
+
+
+class FabricManagerServicer(FabricManagerServiceServicer):
+    """fmctl.v1.FabricManagerService."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def ListFabricPartitions(
+        self, request: messages.ListFabricPartitionsRequest, context: grpc.ServicerContext
+    ) -> messages.ListFabricPartitionsResponse:
+        """The partitions."""
+        listed = self._agent.list_partitions(timeout=time_left(context))
+        return messages.ListFabricPartitionsResponse(
+            partitions=convert.partitions_to(listed, {}),
+            max_partitions=listed.max_partitions,
+            simulated=listed.simulated,
+        )
+
+    def ActivateFabricPartition(
+        self, request: messages.ActivateFabricPartitionRequest, context: grpc.ServicerContext
+    ) -> messages.ActivateFabricPartitionResponse:
+        """Activate a partition."""
+        self._agent.activate(request.partition_id, timeout=time_left(context))
+        return messages.ActivateFabricPartitionResponse()
+
+    def DeactivateFabricPartition(
+        self, request: messages.DeactivateFabricPartitionRequest, context: grpc.ServicerContext
+    ) -> messages.DeactivateFabricPartitionResponse:
+        """Deactivate a partition."""
+        self._agent.deactivate(request.partition_id, timeout=time_left(context))
+        return messages.DeactivateFabricPartitionResponse()
+
+    def SetActivatedFabricPartitions(
+        self, request: messages.SetActivatedFabricPartitionsRequest, context: grpc.ServicerContext
+    ) -> messages.SetActivatedFabricPartitionsResponse:
+        """Tell a restarted Fabric Manager which partitions are active."""
+        self._agent.set_activated(list(request.partition_ids), timeout=time_left(context))
+        return messages.SetActivatedFabricPartitionsResponse()
+
+    def GetAgentStatus(
+        self, request: messages.GetAgentStatusRequest, context: grpc.ServicerContext
+    ) -> messages.GetAgentStatusResponse:
+        """The agent's state and Fabric Manager's."""
+        status = self._agent.status(timeout=time_left(context))
+        return messages.GetAgentStatusResponse(
+            version=status.version,
+            fabric_state=convert.state_to(status.state),
+            fabric_message=status.message,
+            library=status.library,
+            simulated=status.simulated,
+        )

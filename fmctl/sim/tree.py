@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A simulated board as a process tree: the Fabric Manager of `sim.fmserver` and an agent, under the daemon.
+
+What dies in it is started again, as systemd would do; a Fabric Manager that died comes back empty.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmctl import process
+from fmctl.core.address import Address
+from fmctl.core.errors import BadRequest
+from fmctl.sim import shim
+
+log = logging.getLogger(__name__)
+
+RESTART_DELAY = 1.0
+"""Seconds before what died is started again."""
+
+
+class SimulatedBoard:
+    """Fabric Manager and agent of one board. As a context manager both run for as long as the block."""
+
+    def __init__(self, platform: str, folder: Path | None = None, *, call_timeout: float = 30.0) -> None:
+        """Everything lies in `folder`, or in a temporary one; `platform` is a name or a path.
+
+        Raises FmctlError where the folder cannot serve.
+        """
+        self._temporary = folder is None
+        self.folder = (folder or Path(tempfile.mkdtemp(prefix="fmctl-"))).absolute()
+        try:
+            self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadRequest(f"{self.folder} cannot be made", why=error.strerror or str(error)) from error
+        fabric_manager, self.agent_address = self._socket("fm"), self._socket("agent")
+        state, library = self.folder / "fabricmanager.state", shim.build() / "libnvfm.so.1"
+        served = ["--listen", str(fabric_manager), "--state-file", str(state)]
+        asked = ["--listen", str(self.agent_address), "--fm-address", str(fabric_manager), "--library", str(library)]
+        self._kept = (
+            _Kept("Fabric Manager", ["sim", "fm", "--platform", platform, *served]),
+            _Kept("agent", ["agent", *asked, "--call-timeout", str(call_timeout)]),
+        )
+
+    def _socket(self, name: str) -> Address:
+        try:
+            return Address.parse(f"unix:{self.folder}/{name}.sock")
+        except ValueError as error:
+            raise BadRequest(f"{self.folder} cannot hold sockets", why=str(error), fix="use a shorter path") from error
+
+    def __enter__(self) -> SimulatedBoard:
+        for kept in self._kept:
+            kept.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for kept in reversed(self._kept):
+            kept.stop()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Kept:
+    """A child process that is started again when it dies, until it is stopped."""
+
+    def __init__(self, name: str, arguments: Sequence[str]) -> None:
+        self._name = name
+        self._argv = process.python("fmctl", *arguments)
+        self._starting = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"simulated {name}", daemon=True)
+        self._child: process.Child | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._starting:
+            self._stopping.set()
+        if self._child is not None:
+            self._child.stop()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        while True:
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                self._child = process.Child(self._argv)
+            status = self._child.wait()
+            if self._stopping.is_set():
+                return
+            log.warning("the simulated %s ended with status %s and is started again", self._name, status)
+            self._child.stop()
+            self._stopping.wait(RESTART_DELAY)
