@@ -40,6 +40,15 @@ def exit_code(error: FmctlError) -> int:
     return EXIT_CODES[error.reason] if error.reason else FAILURE
 
 
+def defect(error: Exception) -> FmctlError:
+    """What to say of an exception that nobody foresaw."""
+    return FmctlError(
+        "this is a defect of fmctl",
+        why=f"{type(error).__name__}: {error}",
+        fix="set FMCTL_DEBUG=1 to see the trace, and report it",
+    )
+
+
 def text(error: FmctlError) -> str:
     """What happened, why, and what to do, a line each."""
     lines = [f"fmctl: {error.what}"]

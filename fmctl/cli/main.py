@@ -43,7 +43,7 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fmctl", message="%(prog)s %(version)s")
-@options.connection
+@options.outer_connection
 @click.pass_context
 def cli(ctx: click.Context, connection: options.Connection) -> None:
     """Activate NVLink partitions of an HGX board, for tenants that share it.
@@ -74,7 +74,18 @@ def _run() -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return failure.INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone: nothing is left to say, and Python's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _drop_output()
+        if not isinstance(error, BrokenPipeError):
+            click.echo(failure.text(FmctlError("fmctl cannot go on", why=str(error))), err=True)
         return failure.FAILURE
+    except Exception as error:
+        if os.environ.get("FMCTL_DEBUG"):
+            raise
+        click.echo(failure.text(failure.defect(error)), err=True)
+        return failure.FAILURE
+
+
+def _drop_output() -> None:
+    """Let Python's own flush at exit have nothing to complain of, once the output cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

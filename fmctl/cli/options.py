@@ -89,28 +89,39 @@ class Connection:
         return Connection(self.address or outer.address, self.timeout or outer.timeout)
 
 
+def outer_connection(command: F) -> F:
+    """Add --address and --timeout before the command's name; the environment counts here."""
+    return _connection("FMCTL_ADDRESS")(command)
+
+
 def connection(command: F) -> F:
-    """Add --address and --timeout; they may stand before or after the command's name."""
+    """Add --address and --timeout after the command's name, where they win over those before it."""
+    return _connection(None)(command)
 
-    @click.option(
-        "--address",
-        type=ADDRESS,
-        envvar="FMCTL_ADDRESS",
-        metavar="ADDRESS",
-        help=f"The daemon, as unix:PATH or HOST:PORT; also from FMCTL_ADDRESS.  [default: {DEFAULT_ADDRESS}]",
-    )
-    @click.option(
-        "--timeout",
-        type=click.FloatRange(0, 3600, min_open=True),
-        metavar="SECONDS",
-        help=f"How long to wait for an answer.  [default: {DEFAULT_TIMEOUT:g}]",
-    )
-    @functools.wraps(command)
-    def wrapped(*args: Any, address: Address | None, timeout: float | None, **kwargs: Any) -> Any:
-        outer = click.get_current_context().find_object(Connection) or Connection()
-        return command(*args, connection=Connection(address, timeout).over(outer), **kwargs)
 
-    return wrapped  # type: ignore[return-value]
+def _connection(envvar: str | None) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        @click.option(
+            "--address",
+            type=ADDRESS,
+            envvar=envvar,
+            metavar="ADDRESS",
+            help=f"The daemon, as unix:PATH or HOST:PORT; also from FMCTL_ADDRESS.  [default: {DEFAULT_ADDRESS}]",
+        )
+        @click.option(
+            "--timeout",
+            type=click.FloatRange(0, 3600, min_open=True),
+            metavar="SECONDS",
+            help=f"How long to wait for an answer.  [default: {DEFAULT_TIMEOUT:g}]",
+        )
+        @functools.wraps(command)
+        def wrapped(*args: Any, address: Address | None, timeout: float | None, **kwargs: Any) -> Any:
+            outer = click.get_current_context().find_object(Connection) or Connection()
+            return command(*args, connection=Connection(address, timeout).over(outer), **kwargs)
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
 
 
 def output(*formats: str) -> Callable[[F], F]:

@@ -29,10 +29,10 @@ def partitions(listed: Listed, style: str, *, show_headers: bool = True) -> str:
     if style in ("json", "yaml"):
         plain = [_plain(partition, listed.owners.get(partition.id, "")) for partition in rows]
         return document({"partitions": plain, "simulated": listed.list.simulated}, style)
+    if style == "csv":
+        return _csv(listed, show_headers=show_headers)
     headers = [*_COLUMNS, *_WIDE_COLUMNS] if style == "wide" else _COLUMNS
     cells = [[*_cells(p), *_wide_cells(p, listed)] if style == "wide" else _cells(p) for p in rows]
-    if style == "csv":
-        return _csv(_CSV_COLUMNS, [[*_cells(p), listed.owners.get(p.id, "")] for p in rows], show_headers=show_headers)
     return table(headers, cells, show_headers=show_headers)
 
 
@@ -44,9 +44,8 @@ def changed(change: Changed, style: str) -> str:
     if style in ("json", "yaml"):
         plain = {**_plain(partition, change.owner), "already": change.already, "simulated": change.simulated}
         return document(plain, style)
-    state = "active" if partition.active else "inactive"
     adverb = "already" if change.already else "now"
-    return f"partition {partition.id} is {adverb} {state}: GPUs {_ids(partition)}\n"
+    return f"partition {partition.id} is {adverb} {_status(partition)}: GPUs {_ids(partition)}\n"
 
 
 def document(plain: Any, style: str) -> str:
@@ -60,12 +59,16 @@ def document(plain: Any, style: str) -> str:
 
 _COLUMNS = ("PARTITION ID", "STATUS", "GPUs", "NVLINKS", "GPU PHYSICAL IDs")
 _WIDE_COLUMNS = ("LINE RATE MB/s", "PCI BUS IDs", "OWNER")
-_CSV_COLUMNS = ("id", "status", "gpus", "nvlinks", "gpu_physical_ids", "owner")
 
 
 def _cells(partition: Partition) -> list[str]:
-    status = "Active" if partition.active else "Inactive"
-    return [str(partition.id), status, str(len(partition.gpus)), str(partition.nvlinks), _ids(partition)]
+    return [
+        str(partition.id),
+        _status(partition).capitalize(),
+        str(len(partition.gpus)),
+        str(partition.nvlinks),
+        _ids(partition),
+    ]
 
 
 def _wide_cells(partition: Partition, listed: Listed) -> list[str]:
@@ -78,13 +81,19 @@ def _wide_cells(partition: Partition, listed: Listed) -> list[str]:
     ]
 
 
-def _csv(columns: tuple[str, ...], rows: list[list[str]], *, show_headers: bool) -> str:
+def _csv(listed: Listed, *, show_headers: bool) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if show_headers:
-        writer.writerow(columns)
-    writer.writerows(rows)
+        writer.writerow(("id", "status", "gpus", "nvlinks", "gpu_physical_ids", "owner"))
+    for partition in listed.list.partitions:
+        row_id, _, *rest = _cells(partition)
+        writer.writerow((row_id, _status(partition), *rest, listed.owners.get(partition.id, "")))
     return text.getvalue()
+
+
+def _status(partition: Partition) -> str:
+    return "active" if partition.active else "inactive"
 
 
 def _name(partition: Partition) -> str:
@@ -98,7 +107,7 @@ def _ids(partition: Partition) -> str:
 def _plain(partition: Partition, owner: str) -> dict[str, Any]:
     return {
         "id": partition.id,
-        "status": "active" if partition.active else "inactive",
+        "status": _status(partition),
         "gpus": list(partition.gpu_ids),
         "nvlinks": partition.nvlinks,
         "owner": owner,

@@ -97,20 +97,26 @@ def _time(answer: DaemonStatus) -> str:
 
 def _show(answer: DaemonStatus) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    good = answer.fabric_state is FabricState.READY
-    agent = f"{answer.agent.version}, {answer.agent.library}" if answer.agent.reachable else "unreachable"
-    rows = {
-        "daemon": Text(f"{answer.version}, since {_time(answer)}"),
-        "platform": Text((answer.platform or "unknown") + (" (simulated)" if answer.simulated else "")),
-        "agent": Text(f"{agent}, at {answer.agent.address}", "" if answer.agent.reachable else "red"),
-        "fabric": Text(answer.fabric_state.value, "green" if good else "yellow"),
-    }
-    if answer.fabric_message:
-        rows[""] = Text(answer.fabric_message)
-    grid = Table.grid(padding=(0, 2))
-    for key, value in rows.items():
-        grid.add_row(key, value)
-    Console(highlight=False, soft_wrap=False).print(grid)
+    agent, ready = answer.agent, answer.fabric_state is FabricState.READY
+    rows = [
+        ("daemon", f"{answer.version}, since {_time(answer)}", ""),
+        ("platform", (answer.platform or "unknown") + (" (simulated)" if answer.simulated else ""), ""),
+        (
+            "agent",
+            f"{agent.version if agent.reachable else 'unreachable'}, at {agent.address}",
+            _colour(agent.reachable),
+        ),
+        ("library", agent.library or "unknown", ""),
+        ("fabric", answer.fabric_state.value, _colour(ready)),
+        ("why", answer.fabric_message, ""),
+    ]
+    console = Console(highlight=False, soft_wrap=True)
+    for key, value, colour in rows:
+        if value:
+            console.print(Text.assemble(f"{key:<10}", (value, colour)))
+
+
+def _colour(good: object) -> str:
+    return "green" if good else "yellow"

@@ -113,6 +113,8 @@ class FabricController:
             self._refuse_unsupported()
             self._refuse_held(partition, owner, budget)
             already = self._activate(partition, owner, budget)
+            if not already:
+                log.info("partition %d is active for %s", partition.id, owner)
             return Changed(self._note(partition, active=True), owner, already, self.simulated)
 
     def deactivate(self, owner: str, partition_id: int, *, timeout: float) -> Changed:
@@ -125,6 +127,8 @@ class FabricController:
                 self._refuse_held(partition, owner, budget)
             already = self._deactivate(partition, budget)
             self._claims.drop(partition_id)
+            if not already:
+                log.info("partition %d is inactive, on request of %s", partition.id, owner)
             return Changed(self._note(partition, active=False), already=already, simulated=self.simulated)
 
     def status(self, *, timeout: float) -> DaemonStatus:
@@ -245,7 +249,6 @@ class FabricController:
     def _note(self, partition: Partition, *, active: bool) -> Partition:
         if self._seen is not None:
             self._seen = self._seen.with_active(partition.id, active=active)
-        log.info("partition %d is %s", partition.id, "active" if active else "inactive")
         return partition.with_active(active=active)
 
     def _board(self) -> Platform | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from fmctl.core.errors import NoSuchPartition
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """A GPU as a member of one partition (`fmFabricPartitionGpuInfo_t`).
 
     `physical_id` is the GPU's module id, 1-based. `uuid` and `pci_bus_id` are empty or zero on NVLink 4 and later.

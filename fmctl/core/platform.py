@@ -238,6 +238,8 @@ def parse(text: str, source: str) -> Platform:
 
 
 def recognise(listed: PartitionList, platforms: Iterable[Platform]) -> Platform | None:
-    """The one platform whose table Fabric Manager's list is, if exactly one is."""
+    """The one platform whose table Fabric Manager's list is, if exactly one is; a whole table goes before a part."""
     found = [platform for platform in platforms if platform.describes(listed)]
-    return found[0] if len(found) == 1 else None
+    whole = [platform for platform in found if len(platform.partitions) == len(listed.partitions)]
+    best = whole or found
+    return best[0] if len(best) == 1 else None

@@ -45,7 +45,7 @@ def load(cls: type[T], text: str, source: str) -> T:
 
 def dump_entry(key: str, value: str | float) -> str:
     """One key with a plain value, as a line of YAML."""
-    return yaml.safe_dump({key: value}, allow_unicode=True, width=10_000).strip()
+    return yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True, width=10_000).strip()
 
 
 def plain(value: Any) -> Any:
@@ -120,8 +120,9 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNo
 
 
 def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
-    """Quotes around what starts with a digit: 0680 is a text to one reader of YAML and a number to the next."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style="'" if data[:1].isdigit() else None)
+    """Quotes where PyYAML's choice misleads: 0680 is a number to other readers, and some line breaks get lost."""
+    style = "'" if data[:1].isdigit() and data.isalnum() else None if data.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
 _Dumper.add_representer(list, _represent_list)

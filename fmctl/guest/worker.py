@@ -129,7 +129,7 @@ def _exactly(channel: socket.socket, count: int, deadline: float | None) -> byte
 def _partition_list(plain: Any) -> PartitionList:
     return PartitionList(
         partitions=tuple(
-            Partition(id=row_id, active=active, gpus=tuple(Gpu(*gpu) for gpu in gpus))
+            Partition(id=row_id, active=active, gpus=tuple(map(Gpu._make, gpus)))
             for row_id, active, gpus in plain["partitions"]
         ),
         max_partitions=plain["max_partitions"],
@@ -141,14 +141,7 @@ def _plain(listed: PartitionList) -> dict[str, Any]:
     return {
         "max_partitions": listed.max_partitions,
         "simulated": listed.simulated,
-        "partitions": [
-            (
-                p.id,
-                p.active,
-                [(g.physical_id, g.nvlinks, g.nvlinks_max, g.line_rate_mbps, g.uuid, g.pci_bus_id) for g in p.gpus],
-            )
-            for p in listed.partitions
-        ],
+        "partitions": [(p.id, p.active, p.gpus) for p in listed.partitions],
     }
 
 

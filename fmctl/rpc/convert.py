@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from fmctl.core.answers import AgentInfo, DaemonStatus
 from fmctl.core.partition import Gpu, Partition, PartitionList
@@ -28,18 +29,14 @@ def partition_to(partition: Partition, owner: str = "") -> partition_pb2.Partiti
         state=active,
         nvlinks=partition.nvlinks,
         owner=owner,
-        gpus=[
-            partition_pb2.Gpu(
-                physical_id=gpu.physical_id,
-                nvlinks=gpu.nvlinks,
-                nvlinks_max=gpu.nvlinks_max,
-                line_rate_mbps=gpu.line_rate_mbps,
-                uuid=gpu.uuid,
-                pci_bus_id=gpu.pci_bus_id,
-            )
-            for gpu in partition.gpus
-        ],
+        gpus=[_gpu_to(gpu) for gpu in partition.gpus],
     )
+
+
+@lru_cache(maxsize=1024)
+def _gpu_to(gpu: Gpu) -> partition_pb2.Gpu:
+    """The message of a GPU; kept, since a board has few and lists them over and over, and never changed."""
+    return partition_pb2.Gpu(**gpu._asdict())
 
 
 def partition_from(message: partition_pb2.Partition) -> Partition:

@@ -99,5 +99,5 @@ def _foreign(code: grpc.StatusCode, details: str, who: str, *, changes: bool) ->
 
 
 def _reason(details: str) -> str:
-    """The last and telling part of gRPC's chain of reasons."""
-    return details.rsplit("last error: ", 1)[-1].removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")
+    """The last and telling part of gRPC's chain of reasons, such as "Connection refused"."""
+    return details.rsplit(": ", 1)[-1]

@@ -164,18 +164,25 @@ class _Errors(grpc.ServerInterceptor):
 
     def __init__(self, simulated: Callable[[], bool]) -> None:
         self._simulated = simulated
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or handler.request_streaming or handler.response_streaming:
-            return handler
-        serve = handler.unary_unary
         method = handler_call_details.method
+        if method in self._guarded:
+            return self._guarded[method]
+        handler = continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        self._guarded[method] = self._guard(handler, handler.unary_unary, method)
+        return self._guarded[method]
 
+    def _guard(
+        self, handler: grpc.RpcMethodHandler[Any, Any], serve: Callable[..., Any], method: str
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         def guarded(request: Any, context: grpc.ServicerContext) -> Any:
             try:
                 return serve(request, context)

@@ -88,10 +88,13 @@ class Faults:
         return cls(tuple(faults), slow_start)
 
 
+NO_FAULTS = Faults()
+
+
 class FaultPlan:
     """Faults with the count of calls so far."""
 
-    def __init__(self, faults: Faults = Faults()) -> None:
+    def __init__(self, faults: Faults = NO_FAULTS) -> None:
         self._faults = faults
         self._calls: Counter[Operation] = Counter()
 

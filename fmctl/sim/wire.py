@@ -77,7 +77,8 @@ def take_request(received: bytearray) -> Request | None:
         return None
     frame = bytes(received[_LENGTH.size : end])
     del received[:end]
-    return _request(*_REQUEST.unpack_from(frame), frame[_REQUEST.size :])
+    number, argument = _REQUEST.unpack_from(frame)
+    return _request(number, argument, frame[_REQUEST.size :])
 
 
 def _request(number: int, argument: int, payload: bytes) -> Request:

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmctl import process
+from fmctl.process import Child, CommandFailed
+from tests.support import children, eventually
+
+PYTHON = sys.executable
+
+PARENT = """
+import sys, threading
+from fmctl.process import Child
+child = Child([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+threading.Event().wait()
+"""
+
+LISTENER = "from fmctl import process; import threading; process.hold_lifeline(); threading.Event().wait()"
+STUBBORN = (
+    "import signal, threading; signal.signal(15, signal.SIG_IGN); "
+    "from fmctl import process; process.hold_lifeline(0.2); threading.Event().wait()"
+)
+
+
+def test_a_command_s_output_is_returned() -> None:
+    assert process.run(["/bin/echo", "hello"], timeout=10) == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "timeout", "reason"),
+    [
+        (["/no/such/program"], 10, "cannot be started: No such file"),
+        (["/bin/sh", "-c", "echo broken >&2; exit 3"], 10, "failed with status 3: broken"),
+        (["/bin/sleep", "60"], 0.2, "did not end within 0.2 s"),
+    ],
+    ids=["missing", "failing", "slow"],
+)
+def test_a_failed_command_says_why(argv: list[str], timeout: float, reason: str) -> None:
+    with pytest.raises(CommandFailed) as failure:
+        process.run(argv, timeout=timeout)
+    assert reason in str(failure.value)
+
+
+def test_a_child_that_cannot_start_says_why() -> None:
+    with pytest.raises(CommandFailed, match="cannot be started: No such file"):
+        Child(["/no/such/program"])
+
+
+def test_a_child_is_stopped_when_its_block_ends() -> None:
+    with Child(["/bin/sleep", "60"]) as child:
+        assert child.poll() is None
+    assert child.poll() == -signal.SIGTERM
+
+
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    code = "import signal, sys; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w').close(); signal.pause()"
+    child = Child([PYTHON, "-c", code, str(ready)])
+    eventually(ready.exists)
+    child.stop(grace=0.2)
+    assert child.poll() == -signal.SIGKILL
+
+
+def test_ctrl_c_reaches_the_parent_alone() -> None:
+    with Child(["/bin/sleep", "60"]) as child:
+        assert os.getpgid(child.pid) != os.getpgid(0)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("code", [LISTENER, STUBBORN], ids=["willing", "stubborn"])
+def test_a_killed_parent_takes_its_child_along(code: str) -> None:
+    with Child([PYTHON, "-c", PARENT, code]) as parent:
+        (grandchild,) = eventually(lambda: children(parent.pid))
+        eventually(lambda: len(list(Path(f"/proc/{grandchild}/task").iterdir())) > 1)
+        parent.kill()
+        eventually(lambda: is_gone(grandchild))
+
+
+def test_a_process_that_nobody_started_has_no_lifeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(process.LIFELINE, raising=False)
+    process.hold_lifeline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait(number: signal.Signals) -> None:
+    with process.Termination() as termination:
+        assert not termination.wait(0)
+        os.kill(os.getpid(), number)
+        assert termination.wait(5)
+
+
+def test_signals_mean_what_they_did_before_once_the_block_ends() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with process.Termination():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
