@@ -31,6 +31,7 @@ class Program:
 
     def __init__(self, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
         self._log = log
+        self._before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fmctl", *arguments],
@@ -43,7 +44,8 @@ class Program:
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        """What it wrote, without what an earlier program wrote to the same file."""
+        return self._log.read_bytes()[self._before :].decode()
 
     def says(self, text: str, within: float = 15.0) -> None:
         """Wait until that text stands in its log."""

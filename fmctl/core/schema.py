@@ -121,7 +121,11 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNo
 
 def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
     """Quotes where PyYAML's choice misleads: 0680 is a number to other readers, and some line breaks get lost."""
-    style = "'" if data[:1].isdigit() and data.isalnum() else None if data.isprintable() else '"'
+    style = None
+    if not data.isprintable():
+        style = '"'
+    elif data[:1].isdigit() and data.isalnum():
+        style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

@@ -58,6 +58,8 @@ class Worker:
         child = self._child
         if child is not None:
             child.kill()
+        with self._turn:
+            self._discard()
 
     def _ask(self, operation: Operation, argument: Any, timeout: float) -> Any:
         deadline = time.monotonic() + timeout

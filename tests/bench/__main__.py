@@ -141,7 +141,8 @@ def memory(bench: Bench) -> bool:
         if count in (FEW_CALLS, MANY_CALLS):
             sizes[count] = {name: resident_mib(pid) for name, pid in pids.items()}
     client.close()
-    return all([report(name, sizes[MANY_CALLS][name], "MiB", sizes[FEW_CALLS][name]) for name in pids])
+    results = [report(name, sizes[MANY_CALLS][name], "MiB", sizes[FEW_CALLS][name]) for name in pids]
+    return all(results)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def listed(*active: int, board: str = "hgx-h100-8") -> Listed:
         )
         for row in platform.partitions
     )
-    return Listed(PartitionList(rows, len(rows), simulated=True), {row: "tenant-a" for row in active})
+    return Listed(PartitionList(rows, len(rows), simulated=True), dict.fromkeys(active, "tenant-a"))
 
 
 def test_the_table_byte_for_byte() -> None:

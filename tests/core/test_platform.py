@@ -179,6 +179,24 @@ def test_a_refusal_names_file_key_and_reason(changes: dict[str, Any], why: str) 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"reset__deadline_s__value": 1}, id="deadline"),
+        pytest.param({"line_rate_mbps__value": 1}, id="line-rate"),
+        pytest.param({"gpus__count": 1, "partitions": [[0, [1], 0]]}, id="one-gpu"),
+        pytest.param({"partitions": [[2**32 - 1, [1, 2], 64]]}, id="id-and-nvlinks"),
+        pytest.param({"gpus__count": 16, "partitions": [[0, list(range(1, 17)), 18]]}, id="row-of-16-gpus"),
+        pytest.param({"gpus__count": 64, "partitions": [[n, [n + 1], 0] for n in range(64)]}, id="64-rows"),
+        pytest.param({"hardware": "unsupported", "hardware_reason": "it cannot"}, id="unsupported-with-reason"),
+        pytest.param({"line_rate_mbps": GONE}, id="no-line-rate"),
+    ],
+)
+def test_the_limits_themselves_are_taken(changes: dict[str, Any]) -> None:
+    found = read(**changes)
+    assert platform.parse(schema.dump(schema.plain(found)), "board.yaml") == found
+
+
+@pytest.mark.parametrize(
     "row",
     [
         pytest.param([True, [1], 0], id="bool-as-id"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker process: deadlines that hold, and what happens when it dies. tests/contract has what it does for a living."""
+"""The worker process: deadlines that hold, and what happens when it dies. tests/contract has its daily work."""
 
 from __future__ import annotations
 
@@ -115,7 +115,12 @@ def open_connections(pid: int) -> bool:
 def test_calls_take_turns_and_wait_no_longer_than_their_own_timeout(start: Start) -> None:
     worker = start("--fault", "hang@activate:1")
     worker.list_partitions(timeout=T)
-    thread = threading.Thread(target=lambda: pytest.raises(OutcomeUnknown, worker.activate, PAIR, timeout=2))
+
+    def hang() -> None:
+        with pytest.raises(OutcomeUnknown):
+            worker.activate(PAIR, timeout=2)
+
+    thread = threading.Thread(target=hang)
     thread.start()
     (pid,) = workers()
     eventually(lambda: open_connections(pid))

@@ -64,7 +64,11 @@ def unix_listener(folder: Path) -> socket.socket:
 def tcp_listener(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

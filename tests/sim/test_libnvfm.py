@@ -155,7 +155,11 @@ def test_an_address_of_ipv6_stands_in_brackets(fm: Library) -> None:
 
 
 def test_the_port_may_be_left_out(fm: Library) -> None:
-    with fake_server(tcp_listener("127.66.66.66", 6666), greet):
+    try:
+        listener = tcp_listener("127.66.66.66", 6666)
+    except OSError:
+        pytest.skip("port 6666 is taken here")
+    with fake_server(listener, greet):
         assert fm.connect("127.66.66.66")[0] == 0
         assert fm.connect("127.66.66.66 ")[0] == 0
 
@@ -333,17 +337,8 @@ def test_a_call_to_a_hanging_server_gives_up_and_so_does_the_next(fm: Library, f
         assert fm.disconnect(handle) == 0
 
 
-def test_its_real_patience_is_seventy_seconds(patient: Library, folder: Path) -> None:
-    """Told without the wait: it still waits long after a shortened one would have ended, and is then answered."""
-    release = threading.Event()
-
-    def behaviour(connection: socket.socket) -> None:
-        greet(connection)
-        connection.recv(64)
-        release.wait(1.0)
-        connection.sendall(wire.reply(0))
-
-    with fake_server(unix_listener(folder), behaviour) as address:
+def test_its_own_patience_outlasts_a_shortened_one(patient: Library, folder: Path) -> None:
+    with fabric_manager(folder, "--latency-ms", "600") as address:
         assert patient.activate(patient.opened(address), 1) == 0
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.sim import abi
 from tests.sim.abi import Library
+from tests.sim.compiler import compile_c
 from tests.sim.servers import fabric_manager, started, tcp_listener
 from tests.support import run
 
@@ -162,11 +163,8 @@ def test_the_folder_of_the_library_is_all_that_lib_prints(tmp_path: Path) -> Non
 
 def test_a_c_program_links_against_it(folder: Path, library_path: Path) -> None:
     program, lib = folder / "client", library_path.parent
-    source = Path(__file__).parent / "client.c"
-    subprocess.run(["cc", "-std=c11", "-Wall", "-Werror", "-o", program, source, f"-L{lib}", "-lnvfm"], check=True)
+    compile_c(program, Path(__file__).parent / "client.c", f"-L{lib}", "-lnvfm")
     with fabric_manager(folder) as address:
-        env = {"LD_LIBRARY_PATH": str(lib)}
-        done = subprocess.run(
-            [program, address.removeprefix("unix:")], env=env, capture_output=True, text=True, check=False
-        )
+        argv = [str(program), address.removeprefix("unix:")]
+        done = subprocess.run(argv, env={"LD_LIBRARY_PATH": str(lib)}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "15 partitions, partition 1 active\n")
