@@ -33,7 +33,7 @@ def run(settings: AgentSettings, *, insecure_tcp: bool = False) -> None:
     )
 
     def look() -> tuple[FabricState, str]:
-        status = agent.status(timeout=POLL_INTERVAL)
+        status = agent.recent_status(POLL_INTERVAL, timeout=POLL_INTERVAL)
         return status.state, status.message
 
     try:

@@ -12,7 +12,6 @@ from pathlib import Path
 from fmctl import platforms, process
 from fmctl.control.fabric import FabricController
 from fmctl.control.monitor import Monitor
-from fmctl.core.ports import FabricState
 from fmctl.core.settings import AbsolutePath, DaemonSettings
 from fmctl.host.claims import FileClaims
 from fmctl.rpc.client import AgentClient
@@ -44,11 +43,7 @@ def run(settings: DaemonSettings, *, insecure_tcp: bool = False, simulated: bool
         simulated=lambda: controller.simulated,
     )
 
-    def look() -> tuple[FabricState, str]:
-        status = controller.refresh()
-        return status.fabric_state, status.fabric_message
-
-    monitor = Monitor(look, server.fabric_changed, interval=settings.poll_interval_s)
+    monitor = Monitor(controller.refresh, server.fabric_changed, interval=settings.poll_interval_s)
     with contextlib.closing(agent), process.Termination() as termination, server, monitor:
         log.info("serving at %s", settings.listen)
         termination.wait()

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
 
 from fmctl import __version__
-from fmctl.core.errors import FmctlError, VersionMismatch
-from fmctl.core.fmcode import INITIALISING, FmCode
+from fmctl.core.errors import FmctlError
+from fmctl.core.outcome import state_behind
 from fmctl.core.partition import PartitionList
 from fmctl.core.ports import AgentStatus, FabricManager, FabricState
 
@@ -15,17 +18,30 @@ from fmctl.core.ports import AgentStatus, FabricManager, FabricState
 class LocalAgent:
     """The port `Agent` beside Fabric Manager itself."""
 
-    def __init__(self, fabric_manager: FabricManager, *, library: str, call_timeout: float) -> None:
+    def __init__(
+        self,
+        fabric_manager: FabricManager,
+        *,
+        library: str,
+        call_timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """No call takes longer than `call_timeout` seconds, whatever its caller allows."""
         self._fabric_manager = fabric_manager
         self._library = library
         self._call_timeout = call_timeout
-        self._simulated = False
+        self._clock = clock
+        self._asked = -math.inf
+        self._last = AgentStatus(__version__, FabricState.UNREACHABLE, "not asked yet", library)
 
     def list_partitions(self, *, timeout: float) -> PartitionList:
         """The partitions."""
-        listed = self._fabric_manager.list_partitions(timeout=min(timeout, self._call_timeout))
-        self._simulated = listed.simulated
+        try:
+            listed = self._fabric_manager.list_partitions(timeout=min(timeout, self._call_timeout))
+        except FmctlError as error:
+            self._note(state_behind(error), str(error), simulated=self._last.simulated)
+            raise
+        self._note(FabricState.READY, "", simulated=listed.simulated)
         return listed
 
     def activate(self, partition_id: int, *, timeout: float) -> None:
@@ -41,23 +57,16 @@ class LocalAgent:
         self._fabric_manager.set_activated(partition_ids, timeout=min(timeout, self._call_timeout))
 
     def status(self, *, timeout: float) -> AgentStatus:
-        """Fabric Manager's state, from how it answers a list."""
-        try:
-            self.list_partitions(timeout=timeout)
-        except FmctlError as error:
-            return self._status(state_behind(error), str(error))
-        return self._status(FabricState.READY, "")
+        """Fabric Manager's state, from how it answers a list now."""
+        return self.recent_status(0.0, timeout=timeout)
 
-    def _status(self, state: FabricState, message: str) -> AgentStatus:
-        return AgentStatus(__version__, state, message, self._library, self._simulated)
+    def recent_status(self, max_age: float, *, timeout: float) -> AgentStatus:
+        """Fabric Manager's state, from a list that anyone asked for in the last `max_age` seconds, or from one now."""
+        if self._clock() - self._asked >= max_age:
+            with contextlib.suppress(FmctlError):
+                self.list_partitions(timeout=timeout)
+        return self._last
 
-
-def state_behind(error: FmctlError) -> FabricState:
-    """Fabric Manager's state, from the error that a list ended in."""
-    if error.fm_code in INITIALISING:
-        return FabricState.INITIALISING
-    if isinstance(error, VersionMismatch):
-        return FabricState.FAILED
-    if error.fm_code is None or error.fm_code == FmCode.CONNECTION_NOT_VALID:
-        return FabricState.UNREACHABLE
-    return FabricState.FAILED
+    def _note(self, state: FabricState, message: str, *, simulated: bool) -> None:
+        self._asked = self._clock()
+        self._last = AgentStatus(__version__, state, message, self._library, simulated)

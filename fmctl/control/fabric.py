@@ -155,17 +155,16 @@ class FabricController:
             simulated=self.simulated or seen.simulated,
         )
 
-    def refresh(self) -> DaemonStatus:
-        """The state, and with it a fresh view of the partitions unless a change is under way; never raises."""
-        status = self.status(timeout=STATUS_TIMEOUT)
-        if status.fabric_state is FabricState.READY and self._turn.acquire(blocking=False):
-            try:
-                self._look(STATUS_TIMEOUT)
-            except FmctlError as error:
-                log.debug("the partitions cannot be listed: %s", error)
-            finally:
-                self._turn.release()
-        return status
+    def refresh(self) -> tuple[FabricState, str]:
+        """Fabric Manager's state and what explains it, seen afresh with its partitions; never raises."""
+        try:
+            listed = self._agent.list_partitions(timeout=STATUS_TIMEOUT)
+        except FmctlError as error:
+            return outcome.state_behind(error), str(error)
+        if self._turn.acquire(blocking=False):
+            self._seen = listed
+            self._turn.release()
+        return FabricState.READY, ""
 
     def _activate(self, partition: Partition, owner: str, budget: _Budget) -> bool:
         ours = self._claims.owners().get(partition.id) == owner

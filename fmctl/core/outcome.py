@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of a change that Fabric Manager did not answer with success.
+"""What became of a change that Fabric Manager did not answer with success, and what its answers tell of its state.
 
 Pure judgement over a fresh list; `control.fabric` gets the list and acts on the answer. The return code only tells
 whether Fabric Manager gave a verdict at all: the list decides.
@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fmctl.core.errors import ActivationFailed, FabricNotReady, OutcomeUnknown, PartitionHeld
-from fmctl.core.fmcode import ALREADY_ACTIVE, NO_VERDICT, describe
+from fmctl.core.errors import (
+    ActivationFailed,
+    FabricNotReady,
+    FmctlError,
+    OutcomeUnknown,
+    PartitionHeld,
+    VersionMismatch,
+)
+from fmctl.core.fmcode import ALREADY_ACTIVE, INITIALISING, NO_VERDICT, FmCode, describe
 from fmctl.core.partition import Partition, PartitionList
+from fmctl.core.ports import FabricState
 
 
 def settle_activation(
@@ -81,6 +89,17 @@ def blocked(partition: Partition, blockers: tuple[Partition, ...], owners: Mappi
         fix="deactivate first: " + ", ".join(f"fmctl deactivate {other.id}" for other in blockers),
         partition_id=partition.id,
     )
+
+
+def state_behind(error: FmctlError) -> FabricState:
+    """Fabric Manager's state, from the error that a list ended in."""
+    if error.fm_code in INITIALISING:
+        return FabricState.INITIALISING
+    if isinstance(error, VersionMismatch):
+        return FabricState.FAILED
+    if error.fm_code is None or error.fm_code == FmCode.CONNECTION_NOT_VALID:
+        return FabricState.UNREACHABLE
+    return FabricState.FAILED
 
 
 def _blocker(partition: Partition, other: Partition, owners: Mapping[int, str]) -> str:

@@ -29,7 +29,10 @@ _LENGTH = struct.Struct("!I")
 
 
 class Worker:
-    """The agent's side. Calls from several threads take turns; a turn counts against the call's own timeout."""
+    """The agent's side. Calls from several threads take turns.
+
+    A call waits for its turn half its timeout at most, so that it is not begun with too little time to end.
+    """
 
     def __init__(self, address: Address, library: str = "", connect_timeout: float = 1.0) -> None:
         self._arguments = (str(address), library, str(connect_timeout))
@@ -63,9 +66,9 @@ class Worker:
 
     def _ask(self, operation: Operation, argument: Any, timeout: float) -> Any:
         deadline = time.monotonic() + timeout
-        if not self._turn.acquire(timeout=max(0.0, timeout)):
+        if not self._turn.acquire(timeout=timeout / 2):
             raise FabricNotReady(
-                "Fabric Manager is busy", why=f"another call held it for {timeout:.1f} s", fix="try again shortly"
+                "Fabric Manager is busy", why=f"another call held it for {timeout / 2:.1f} s", fix="try again shortly"
             )
         try:
             reply = self._exchange(operation, argument, deadline)
