@@ -48,7 +48,6 @@ class _Lazy(click.Group):
 def cli(ctx: click.Context, connection: options.Connection) -> None:
     """Activate NVLink partitions of an HGX board, for tenants that share it.
 
-    \b
     Exit status: 0 done, or already so for the same owner; 1 failure; 2 usage; 3 not found; 4 conflict or in use;
     5 unreachable, or outcome unknown; 6 drift; 7 no capacity; 8 unverified GPU map.
     """

@@ -86,14 +86,16 @@ static void destroy(struct connection *connection)
 /* Puts a connection into the table and makes its handle; NULL if the library was shut down meanwhile. */
 static void *enter(struct connection *connection)
 {
+    void *handle = NULL;
     pthread_mutex_lock(&table_lock);
     if (initialised) {
         connection->id = ++last_id;
         connection->next = table;
         table = connection;
+        handle = (void *)connection->id;
     }
     pthread_mutex_unlock(&table_lock);
-    return (void *)connection->id;
+    return handle;
 }
 
 /*

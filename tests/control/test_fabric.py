@@ -313,6 +313,18 @@ def test_a_fabric_manager_that_dies_leaves_the_outcome_unknown(fault: str) -> No
     assert there.active == {PAIR}
 
 
+def test_a_partition_that_came_back_with_its_gpu_is_found() -> None:
+    there = host(board="hgx-a100-8")
+    platform = platforms.load(there.platform)
+    there.nvfm.replace(Fabric.started(platform, now=0, missing_gpus=[1]))
+    there.controller.refresh()
+    with pytest.raises(NoSuchPartition):
+        there.activate(11)
+    there.nvfm.replace(there.fresh_fabric())
+    there.activate(11)
+    assert there.active == {11}
+
+
 def test_an_agent_that_was_never_reached_changes_nothing() -> None:
     there = host()
     there.controller.list_partitions(timeout=TIMEOUT)

@@ -32,6 +32,7 @@ def test_an_address_survives_being_written_and_read(where: TcpAddress | UnixAddr
     [
         pytest.param("unix:/run/fmctl/agent.sock", UnixAddress(Path("/run/fmctl/agent.sock")), id="unix"),
         pytest.param("unix:///run/agent.sock", UnixAddress(Path("/run/agent.sock")), id="unix-as-url"),
+        pytest.param("unix://run/agent.sock", UnixAddress(Path("/run/agent.sock")), id="two-slashes"),
         pytest.param("127.0.0.1:6666", TcpAddress("127.0.0.1", 6666), id="ipv4"),
         pytest.param("[::1]:6666", TcpAddress("::1", 6666), id="ipv6"),
         pytest.param("gpu-host.example:1", TcpAddress("gpu-host.example", 1), id="name"),

@@ -6,9 +6,19 @@ from __future__ import annotations
 import pytest
 
 from fmctl.core import outcome
-from fmctl.core.errors import ActivationFailed, FabricNotReady, NoSuchPartition, OutcomeUnknown, PartitionHeld
+from fmctl.core.errors import (
+    ActivationFailed,
+    AgentUnreachable,
+    FabricNotReady,
+    FmctlError,
+    NoSuchPartition,
+    OutcomeUnknown,
+    PartitionHeld,
+    VersionMismatch,
+)
 from fmctl.core.fmcode import FmCode
 from fmctl.core.partition import Gpu, Partition, PartitionList
+from fmctl.core.ports import FabricState
 
 PAIR, OTHER_PAIR, QUAD = 3, 4, 1
 ALL_CODES = [*(code for code in FmCode if code is not FmCode.SUCCESS), -999, None]
@@ -65,6 +75,24 @@ def test_a_partition_still_listed_active_is_never_taken_for_deactivated(code: in
     expected = OutcomeUnknown if code in (None, FmCode.TIMEOUT, FmCode.CONNECTION_NOT_VALID) else FabricNotReady
     with pytest.raises(expected):
         outcome.settle_deactivation(unknown(code), listing(PAIR), PAIR)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (FabricNotReady("x", fm_code=FmCode.NOT_CONFIGURED), FabricState.INITIALISING),
+        (FabricNotReady("x", fm_code=FmCode.NOT_READY), FabricState.INITIALISING),
+        (FabricNotReady("x", fm_code=FmCode.CONNECTION_NOT_VALID), FabricState.UNREACHABLE),
+        (FabricNotReady("it hangs"), FabricState.UNREACHABLE),
+        (AgentUnreachable("x"), FabricState.UNREACHABLE),
+        (FabricNotReady("x", fm_code=FmCode.NOT_SUPPORTED), FabricState.FAILED),
+        (FabricNotReady("x", fm_code=FmCode.GENERIC_ERROR), FabricState.FAILED),
+        (VersionMismatch("its list cannot be read"), FabricState.FAILED),
+    ],
+    ids=str,
+)
+def test_the_state_behind_a_list_that_failed(error: FmctlError, state: FabricState) -> None:
+    assert outcome.state_behind(error) is state
 
 
 def test_an_id_that_the_list_lacks_does_not_exist() -> None:

@@ -25,6 +25,12 @@ BOARD = PartitionList(
 )
 
 
+def test_what_fabric_manager_did_not_say_counts_as_nothing() -> None:
+    assert Gpu(3) == Gpu(3, nvlinks=0, nvlinks_max=0, line_rate_mbps=0, uuid="", pci_bus_id="")
+    assert Partition(1, ()) == Partition(1, (), active=False)
+    assert PartitionList(()) == PartitionList((), max_partitions=0, simulated=False)
+
+
 def test_gpu_ids_keep_the_order_of_fabric_manager() -> None:
     assert BOARD.get(7).gpu_ids == (4, 2)
 

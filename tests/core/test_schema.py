@@ -94,6 +94,12 @@ def test_a_whole_number_serves_as_a_number() -> None:
     assert read.broken == 2.0
 
 
+def test_a_number_may_fill_64_bits() -> None:
+    assert schema.load(Pair[int], f"value: {2**64 - 1}", "some.yaml").value == 2**64 - 1
+    with pytest.raises(InvalidDocument, match="a number is too large"):
+        schema.load(Pair[int], f"value: {2**64}", "some.yaml")
+
+
 def test_an_optional_value_may_be_null() -> None:
     assert schema.load(Document, "{text: t, pair: null}", "some.yaml") == Document("t")
 
@@ -125,16 +131,20 @@ def test_an_optional_value_may_be_null() -> None:
         pytest.param("{text: t, colour: [red]}", "colour: ['red'] is none of red, blue", id="list-for-choice"),
         pytest.param("{text: t, words: a}", "words: a list is wanted, not 'a'", id="text-for-list"),
         pytest.param("{text: t, words: [a, 1]}", "words[1]: a text is wanted, not 1", id="item"),
-        pytest.param("{text: t, pairs: [{value: [gren]}]}", "pairs[0].value[0]: 'gren' is none of", id="deep"),
+        pytest.param("{text: t, pairs: [{value: [x]}]}", "pairs[0].value[0]: 'x' is none of red, blue", id="deep"),
         pytest.param("{text: t, pair: 1}", "pair: a mapping is wanted, not 1", id="number-for-mapping"),
         pytest.param("{text: t, pair: {value: 1, note: bad}}", "pair: note is bad", id="refused-by-itself"),
-        pytest.param("{text: t, id: 10DE:2330}", "id: a PCI id such as '10de:2330' is wanted", id="refused-by-parse"),
+        pytest.param(
+            "{text: t, id: 10DE:2330}",
+            "id: a PCI id such as '10de:2330' is wanted, in quotes and lower case, not '10DE:2330'",
+            id="refused-by-parse",
+        ),
         pytest.param("- text", "a mapping is wanted, not ['text']", id="list"),
         pytest.param("text", "a mapping is wanted, not 'text'", id="scalar"),
     ],
 )
 def test_a_refusal_names_file_key_and_reason(text: str, why: str) -> None:
-    assert refusal(text).startswith(why)
+    assert refusal(text) == why
 
 
 @pytest.mark.parametrize(
@@ -226,9 +236,9 @@ def test_what_has_its_default_is_not_written() -> None:
 
 
 def test_yaml_is_laid_out_as_people_write_it() -> None:
-    plain = {"a": "x", "b": "0680", "row": [3, [1, 3]], "rows": [[1, [2]], [3, [4]]], "maps": [{"k": "2nd"}], "c": []}
+    plain = {"a": "é", "b": "0680", "row": [3, [1, 3]], "rows": [[1, [2]], [3, [4]]], "maps": [{"k": "2nd"}], "c": []}
     assert schema.dump(plain) == (
-        "a: x\nb: '0680'\nrow: [3, [1, 3]]\nrows:\n  - [1, [2]]\n  - [3, [4]]\nmaps:\n  - k: '2nd'\nc: []\n"
+        "a: é\nb: '0680'\nrow: [3, [1, 3]]\nrows:\n  - [1, [2]]\n  - [3, [4]]\nmaps:\n  - k: '2nd'\nc: []\n"
     )
 
 

@@ -124,8 +124,9 @@ def test_calls_take_turns_and_wait_no_longer_than_their_own_timeout(start: Start
     thread.start()
     (pid,) = workers()
     eventually(lambda: open_connections(pid))
-    with pytest.raises(FabricNotReady, match="busy"):
-        worker.list_partitions(timeout=0.1)
+    with pytest.raises(FabricNotReady, match="busy") as refusal:
+        worker.list_partitions(timeout=0.2)
+    assert "for 0.1 s" in refusal.value.why
     thread.join(T)
     assert worker.list_partitions(timeout=T).partitions
 

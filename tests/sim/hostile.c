@@ -2,7 +2,7 @@
 /*
  * Drives the library, linked in with sanitizers, the way hostile company would:
  *
- *   hostile many PATH     threads that share a handle, open their own, and disconnect under each other
+ *   hostile many PATH     threads that share a handle, and that disconnect it under each other
  *   hostile calls PATH    every call once, whatever it returns, and then again on what is left of the handle
  *   hostile stop PATH     shut the library down while threads are in calls
  *
@@ -11,6 +11,9 @@
 #define _GNU_SOURCE
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,16 +42,21 @@ static uint32_t *structure(size_t size, uint32_t version)
     return words;
 }
 
-static void *open_at(const char *path)
+static void *open_within(const char *path, uint32_t timeout_ms)
 {
     struct {
         uint32_t version;
         char address[256];
         uint32_t timeout_ms, is_unix;
-    } params = {.version = 0x0100010C, .timeout_ms = 2000, .is_unix = 1};
+    } params = {.version = 0x0100010C, .timeout_ms = timeout_ms, .is_unix = 1};
     void *handle = NULL;
     snprintf(params.address, sizeof params.address, "%s", path);
     return fmConnect(&params, &handle) == 0 ? handle : NULL;
+}
+
+static void *open_at(const char *path)
+{
+    return open_within(path, 2000);
 }
 
 static void every_call(void *handle)
@@ -73,33 +81,70 @@ static void every_call(void *handle)
 }
 
 static const char *path;
-static void *shared;
+static void *_Atomic shared;
 
+/* Uses the shared handle together with other threads: nobody may get another's answer. */
 static void *share(void *unused)
 {
+    uint32_t *list = structure(131852, 0x0102030C);
     (void)unused;
     for (int round = 0; round < ROUNDS; round++) {
-        void *own = open_at(path);
-        every_call(own);
-        every_call(shared);
-        if (own == NULL || fmDisconnect(own) != 0 || fmDisconnect(own) != -1)
+        if (fmGetSupportedFabricPartitions(shared, list) != 0 || list[1] != 15)
+            abort();
+        if (fmActivateFabricPartition(shared, 99) != -1 || fmActivateFabricPartitionWithVFs(shared, 1, list, 1) != -3)
             abort();
     }
+    free(list);
     return NULL;
 }
+
+static atomic_bool done;
+
+static void *use(void *unused)
+{
+    (void)unused;
+    while (!done)
+        every_call(shared);
+    return NULL;
+}
+
+/* Takes the shared handle from under those that use it. */
+static void *replace(void *unused)
+{
+    (void)unused;
+    for (int round = 0; round < 4 * ROUNDS; round++) {
+        if (fmDisconnect(shared) != 0 || fmDisconnect(shared) != -1)
+            abort();
+        shared = open_at(path);
+    }
+    done = true;
+    return NULL;
+}
+
+static atomic_uint opened;
 
 static void *open_and_leave(void *unused)
 {
     (void)unused;
-    for (int round = 0; round < ROUNDS; round++)
-        every_call(open_at(path));
+    while (!done) {
+        void *own = open_at(path);
+        opened++;
+        every_call(own);
+    }
     return NULL;
 }
 
-static void *disconnect_shared(void *unused)
+/* Shuts the library down while the others are in calls. */
+static void *stop(void *unused)
 {
     (void)unused;
-    fmDisconnect(shared);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (unsigned before = opened; opened < before + THREADS;)
+            sched_yield();
+        if (fmLibShutdown() != 0 || fmLibInit() != 0)
+            abort();
+    }
+    done = true;
     return NULL;
 }
 
@@ -113,18 +158,6 @@ static void run(void *(*first)(void *), void *(*last)(void *))
         pthread_join(threads[each], NULL);
 }
 
-static void *stop(void *unused)
-{
-    (void)unused;
-    for (int round = 0; round < ROUNDS; round++) {
-        if (fmLibShutdown() != 0)
-            abort();
-        if (fmLibInit() != 0)
-            abort();
-    }
-    return NULL;
-}
-
 int main(int argc, char **argv)
 {
     if (argc != 3 || fmLibInit() != 0)
@@ -133,13 +166,18 @@ int main(int argc, char **argv)
     shared = open_at(path);
     if (strcmp(argv[1], "many") == 0) {
         run(share, share);
-        run(share, disconnect_shared);
+        run(use, replace);
     } else if (strcmp(argv[1], "stop") == 0) {
         run(open_and_leave, stop);
     } else {
         every_call(shared);
         every_call(shared);
         fmDisconnect(shared);
+        char endless[300];
+        memset(endless, 'x', sizeof endless - 1);
+        endless[sizeof endless - 1] = '\0';
+        if (open_within(endless, 1) != NULL)
+            abort();
     }
     return fmLibShutdown() != 0;
 }

@@ -75,7 +75,7 @@ def test_gpus_are_named_up_to_nvlink_3_alone(board: Platform) -> None:
     if board.nvlink_generation >= 4:
         assert names == {("", "00000000:00:00.0")}
     else:
-        assert len(names) == len(gpus)
+        assert len({gpu.uuid for gpu in gpus.values()}) == len({gpu.pci_bus_id for gpu in gpus.values()}) == len(gpus)
         assert all(gpu.uuid.startswith("GPU-") and len(gpu.uuid) == 40 for gpu in gpus.values())
 
 
