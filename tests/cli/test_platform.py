@@ -50,7 +50,9 @@ def test_list_prints_names() -> None:
 
 def test_list_prints_the_same_documents_as_yaml_and_json() -> None:
     documents = json.loads(printed("list", "-o", "json"))
-    assert yaml.safe_load(printed("list", "-o", "yaml")) == documents
+    text = printed("list", "-o", "yaml")
+    assert yaml.safe_load(text) == documents
+    assert text.endswith("\n") and not text.endswith("\n\n")
     assert [document["name"] for document in documents["platforms"]] == NAMES
     assert documents["platforms"][-1] == json.loads(printed("show", "hgx-h100-8", "-o", "json"))
 
@@ -74,7 +76,9 @@ def test_show_prints_yaml_with_marks_and_rows_as_in_the_files() -> None:
 
 
 def test_show_prints_json_when_asked() -> None:
-    document = json.loads(printed("show", "hgx-b200-8", "-o", "json"))
+    text = printed("show", "hgx-b200-8", "-o", "json")
+    assert text.startswith('{\n  "name": "hgx-b200-8",\n')
+    document = json.loads(text)
     assert document["reset"]["after_fm_first_start"]["value"] is True
     assert document["reset"]["after_fm_first_start"]["mark"] == "C"
 
