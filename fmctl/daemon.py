@@ -14,7 +14,7 @@ from fmctl.control.fabric import FabricController
 from fmctl.control.monitor import Monitor
 from fmctl.core.settings import AbsolutePath, DaemonSettings
 from fmctl.host.claims import FileClaims
-from fmctl.rpc.client import AgentClient
+from fmctl.rpc.agent_client import AgentClient
 from fmctl.rpc.controller import FabricControllerServicer
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
 from fmctl.rpc.server import CONTROLLER_SERVICE, Listening, Server

@@ -10,7 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
 
 T = TypeVar("T")
 
@@ -81,6 +84,11 @@ def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 60)
         env={**os.environ, "COLUMNS": "80", **(env or {})},
         check=False,
     )
+
+
+def health(channel: grpc.Channel) -> Any:
+    """The health service's stub, whose published types lack its methods."""
+    return health_pb2_grpc.HealthStub(channel)
 
 
 def children(pid: int) -> Sequence[int]:

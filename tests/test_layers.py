@@ -16,7 +16,8 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.stem.endswith(("_pb2"
 MAY_IMPORT = {
     "core": set(),
     "process": {"core"},
-    "platforms": {"core"},
+    "files": {"core"},
+    "platforms": {"core", "files"},
     "control": {"core", "process"},
     "host": {"core", "process"},
     "guest": {"core", "process"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "rpc": {"control", "core"},
     "agent": {"control", "core", "guest", "host", "platforms", "process", "rpc", "sim"},
     "daemon": {"control", "core", "guest", "host", "platforms", "process", "rpc", "sim"},
-    "cli": {"core", "platforms", "rpc"},
+    "cli": {"core", "files", "platforms", "rpc"},
     "__main__": {"cli"},
     "__init__": set(),
 }

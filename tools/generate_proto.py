@@ -17,6 +17,10 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "fmctl" / "rpc"
 PACKAGE = Path("fmctl", "v1")
+PACKAGE_FILE = """\
+# SPDX-License-Identifier: Apache-2.0
+\"\"\"Generated from the .proto files by tools/generate_proto.py.\"\"\"
+"""
 
 
 def generate(output: Path) -> None:
@@ -32,7 +36,7 @@ def generate(output: Path) -> None:
         if protoc.main(arguments) != 0:
             sys.exit("protoc failed")
     for folder in (output / PACKAGE.parent, output / PACKAGE):
-        (folder / "__init__.py").write_text("# Generated from the .proto files by tools/generate_proto.py.\n")
+        (folder / "__init__.py").write_text(PACKAGE_FILE)
     for path in (output / PACKAGE).glob("*_pb2*.py*"):
         path.write_text(re.sub(r"\bfmctl\.v1\b(?= import|\.\w+_pb2)", "fmctl.rpc.fmctl.v1", path.read_text()))
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import click
 
+from fmctl import files
 from fmctl.core import schema, settings
-from fmctl.core.errors import InvalidDocument
 from fmctl.core.settings import AgentSettings, DaemonSettings
 
 T = TypeVar("T", bound="AgentSettings | DaemonSettings")
@@ -28,16 +28,9 @@ config_file = click.option(
 def read(cls: type[T], path: Path | None) -> T:
     """The settings of a file, or of the default one, which may be missing; raises InvalidDocument."""
     file = path or DEFAULT_FILES[cls]
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
-        if path is None:
-            return cls()
-        raise InvalidDocument(f"{file} cannot be read", why="there is no such file", fix="name another") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidDocument(f"{file} cannot be read", why=str(reason), fix="name another") from error
-    return schema.load(cls, text, str(file))
+    if path is None and not file.exists():
+        return cls()
+    return schema.load(cls, files.read(file), str(file))
 
 
 @click.group()

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from fmctl import platforms
-from fmctl.cli import options
+from fmctl.cli import options, render
 from fmctl.cli.table import table
 from fmctl.core import schema
 from fmctl.core.platform import Platform
@@ -31,7 +30,7 @@ def list_command(style: str, *, no_headers: bool) -> None:
     elif style == "name":
         click.echo("\n".join(board.name for board in boards))
     else:
-        click.echo(_document({"platforms": schema.plain(boards)}, style), nl=False)
+        click.echo(render.document({"platforms": schema.plain(boards)}, style), nl=False)
 
 
 @platform.command()
@@ -39,7 +38,7 @@ def list_command(style: str, *, no_headers: bool) -> None:
 @options.output("yaml", "json")
 def show(board: str, style: str) -> None:
     """Show one board, by its name, or by its file: what has a slash or ends in .yaml is a file."""
-    click.echo(_document(schema.plain(platforms.resolve(board)), style), nl=False)
+    click.echo(render.document(schema.plain(platforms.resolve(board)), style), nl=False)
 
 
 @platform.command()
@@ -57,7 +56,3 @@ def _overview(boards: tuple[Platform, ...], *, show_headers: bool) -> str:
         for board in boards
     ]
     return table(("NAME", "TITLE", "GPUs", "NVLINK", "HARDWARE"), rows, show_headers=show_headers)
-
-
-def _document(plain: object, style: str) -> str:
-    return json.dumps(plain, indent=2, ensure_ascii=False) + "\n" if style == "json" else schema.dump(plain)

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as text: pure functions from what the daemon answers to what stands on standard output.
 
-A table looks the same on every terminal and in a pipe; `cli.table` lays it out.
+A table looks the same on every terminal and in a pipe; `cli.table` lays it out. The other formats import what they need
+when they are asked for, since most calls are for a table.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from typing import Any
 
 from fmctl.cli.table import table
@@ -51,10 +49,12 @@ def changed(change: Changed, style: str) -> str:
 def document(plain: Any, style: str) -> str:
     """Plain data as JSON or YAML."""
     if style == "json":
-        return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-    import yaml
+        import json
 
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+    from fmctl.core import schema
+
+    return schema.dump(plain)
 
 
 _COLUMNS = ("PARTITION ID", "STATUS", "GPUs", "NVLINKS", "GPU PHYSICAL IDs")
@@ -82,6 +82,9 @@ def _wide_cells(partition: Partition, listed: Listed) -> list[str]:
 
 
 def _csv(listed: Listed, *, show_headers: bool) -> str:
+    import csv
+    import io
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if show_headers:
@@ -116,6 +119,8 @@ def _plain(partition: Partition, owner: str) -> dict[str, Any]:
 
 def _fmpm(listed: Listed) -> str:
     """What `fmpm -l` prints: three blanks a level, keys in order, a blank on both sides of the colon."""
+    import json
+
     plain = {
         "version": FMPM_VERSION,
         "numPartitions": len(listed.list.partitions),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,8 @@ class TcpAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether no other host can reach it; a name counts only if it is `localhost`."""
+        import ipaddress  # here, since a unix socket needs none
+
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -97,5 +98,7 @@ def _tcp(text: str) -> TcpAddress:
     if not found or not 1 <= int(found[3]) <= 65535:
         raise ValueError(f"unix:PATH or HOST:PORT is wanted, not {text!r}")
     if found[1]:
+        import ipaddress
+
         ipaddress.IPv6Address(found[1])
     return TcpAddress(found[1] or found[2], int(found[3]))

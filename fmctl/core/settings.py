@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from enum import Enum
 from pathlib import PurePosixPath
-from typing import Any
 
 from fmctl.core import schema
 from fmctl.core.address import Address
@@ -96,11 +95,5 @@ def documented(settings: AgentSettings | DaemonSettings) -> str:
         low, high = field.metadata["low"], field.metadata["high"]
         limits = f" ({low:g} to {high:g})" if low is not None else ""
         lines.append(f"# {field.metadata['doc']}{limits}")
-        lines.append(schema.dump_entry(field.name, _plain(getattr(settings, field.name))))
+        lines.append(schema.dump_entry(field.name, schema.plain(getattr(settings, field.name))))
     return "\n".join(lines) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    return value if isinstance(value, (bool, int, float)) else str(value)

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from fmctl import files
 from fmctl.core import platform
 from fmctl.core.errors import BadRequest, InvalidDocument
 from fmctl.core.platform import Platform
@@ -15,8 +16,8 @@ from fmctl.core.platform import Platform
 
 def names() -> tuple[str, ...]:
     """The names of the boards that come with fmctl."""
-    files = resources.files(__name__).iterdir()
-    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+    beside = resources.files(__name__).iterdir()
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in beside if file.name.endswith(".yaml")))
 
 
 @cache
@@ -37,12 +38,7 @@ def load(name: str) -> Platform:
 
 def read(path: Path) -> Platform:
     """The board that a file of the operator's describes; raises InvalidDocument."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidDocument(f"{path} cannot be read", why=str(reason), fix="name a platform file") from error
-    return platform.parse(text, str(path))
+    return platform.parse(files.read(path), str(path))
 
 
 def resolve(name_or_path: str) -> Platform:

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from fmctl.core.answers import AgentInfo, DaemonStatus
 from fmctl.core.partition import Gpu, Partition, PartitionList
 from fmctl.core.ports import FabricState
-from fmctl.rpc.fmctl.v1 import fabric_controller_pb2, fabric_manager_pb2, partition_pb2
+from fmctl.rpc.fmctl.v1 import fabric_controller_pb2, partition_pb2
+
+if TYPE_CHECKING:
+    from fmctl.rpc.fmctl.v1 import fabric_manager_pb2
 
 _STATES = {
     FabricState.UNREACHABLE: partition_pb2.FABRIC_STATE_UNREACHABLE,

@@ -51,7 +51,7 @@ def test_version_and_help() -> None:
         (["daemon", "--listen", "127.0.0.1:50099"], "add --insecure-tcp"),
         (["daemon", "--listen", "0.0.0.0:50099", "--insecure-tcp"], "not a loopback address"),
         (["agent", "--listen", "vsock:3:5"], "grpcio knows no vsock"),
-        (["agent", "--config", "/no/such/file"], "there is no such file"),
+        (["agent", "--config", "/no/such/file"], "No such file or directory"),
         (["config", "show", "--config", "/etc/hostname"], "--config goes with a program"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",

@@ -17,7 +17,7 @@ from fmctl.core.fmcode import FmCode
 from fmctl.core.ports import FabricManager
 from fmctl.guest.nvfm import Nvfm
 from fmctl.guest.worker import Worker
-from fmctl.rpc.client import AgentClient
+from fmctl.rpc.agent_client import AgentClient
 from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import add_FabricManagerServiceServicer_to_server
 from fmctl.rpc.manager import FabricManagerServicer
 from fmctl.rpc.server import MANAGER_SERVICE, Listening, Server

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2 as messages
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import FabricControllerServiceStub
 from tests.integration.conftest import Chain
-from tests.support import eventually
+from tests.support import eventually, health
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -123,9 +123,9 @@ def test_health_follows_fabric_manager(chain: Chain) -> None:
     chain.agent()
     fmctl = chain.daemon("poll_interval_s: 0.2")
     with grpc.insecure_channel(fmctl.address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub = health(channel)
 
-        def state(service: str) -> int:
+        def state(service: str) -> object:
             return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
 
         assert state("") == state("fmctl.v1.FabricControllerService") == SERVING

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -87,7 +88,7 @@ def test_every_answer_and_every_refusal_says_that_it_is_simulated(start_daemon: 
     fmctl = start_daemon()
     with grpc.insecure_channel(fmctl.address) as channel:
         stub = FabricControllerServiceStub(channel)
-        answers = [
+        answers: list[Any] = [
             stub.ListPartitions(messages.ListPartitionsRequest()),
             stub.GetPartition(messages.GetPartitionRequest(partition_id=0)),
             stub.ActivatePartition(messages.ActivatePartitionRequest(partition_id=0, owner="a")),

@@ -64,8 +64,8 @@ class FailedCall(grpc.RpcError):
     def details(self) -> str:
         return self._details
 
-    def trailing_metadata(self) -> list[tuple[str, bytes]]:
-        return [("grpc-status-details-bin", self._status)] if self._status else []
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]
+        return (("grpc-status-details-bin", self._status),) if self._status else ()
 
 
 def received(error: FmctlError, *, simulated: bool = False) -> FmctlError:

@@ -1,1 +1,2 @@
-# Generated from the .proto files by tools/generate_proto.py.
+# SPDX-License-Identifier: Apache-2.0
+"""Generated from the .proto files by tools/generate_proto.py."""
