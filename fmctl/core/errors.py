@@ -78,7 +78,7 @@ class FmctlError(Exception):
         texts = {"what": self.what, "why": self.why, "fix": self.fix}
         numbers = {"fm_code": self.fm_code, "partition_id": self.partition_id}
         return {key: text for key, text in texts.items() if text} | {
-            key: str(number) for key, number in numbers.items() if number is not None
+            key: f"{number:d}" for key, number in numbers.items() if number is not None
         }
 
 

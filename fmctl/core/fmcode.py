@@ -91,7 +91,7 @@ def name(code: int) -> str:
 
 def describe(code: int) -> str:
     """A code with its name, as messages show it."""
-    return f"{code} ({name(code)})"
+    return f"{code:d} ({name(code)})"
 
 
 def connect_refused(code: int, address: str) -> FmctlError:
