@@ -141,6 +141,18 @@ def test_health_follows_fabric_manager(chain: Chain) -> None:
         assert state("") == SERVING
 
 
+def test_the_agent_has_its_own_health(chain: Chain) -> None:
+    chain.agent()
+    with grpc.insecure_channel(chain.at("agent")) as channel:
+        stub = health(channel)
+        for service, expected in (("", SERVING), (FABRIC, NOT_SERVING)):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(request, timeout=5).status == expected
+        chain.fabric_manager()
+        request = health_pb2.HealthCheckRequest(service=FABRIC)
+        eventually(lambda: stub.Check(request, timeout=5).status == SERVING)
+
+
 @pytest.mark.parametrize("program", ["daemon", "agent"])
 def test_reflection_is_served_where_the_settings_say_so(chain: Chain, program: str) -> None:
     from google.protobuf.descriptor_pool import DescriptorPool

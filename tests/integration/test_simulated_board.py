@@ -108,6 +108,11 @@ def test_every_answer_and_every_refusal_says_that_it_is_simulated(start_daemon: 
     )
 
 
+def test_fmpm_s_format_is_fmpm_s_output_byte_for_byte(start_daemon: StartDaemon) -> None:
+    golden = ROOT / "tests" / "golden" / "fmpm-list-hgx-h100-8.json"
+    assert start_daemon().done("list", "-o", "fmpm") == golden.read_text()
+
+
 def test_it_says_so_before_its_board_answers(start_daemon: StartDaemon) -> None:
     fmctl = start_daemon(ready=False)
     eventually(lambda: fmctl("status").returncode == 0)
