@@ -29,7 +29,7 @@ from fmctl.core.errors import (
 from fmctl.core.fmcode import ALREADY_ACTIVE, NOT_ACTIVE
 from fmctl.core.partition import Partition, PartitionList
 from fmctl.core.platform import Hardware, Platform, recognise
-from fmctl.core.ports import Agent, Claims, FabricState
+from fmctl.core.ports import Agent, AgentStatus, Claims, FabricState
 
 log = logging.getLogger(__name__)
 
@@ -135,23 +135,18 @@ class FabricController:
         """The daemon's state, and the agent's and Fabric Manager's as far as they answer; never raises."""
         try:
             seen = self._agent.status(timeout=min(timeout, STATUS_TIMEOUT))
+            agent = AgentInfo(self._agent_address, reachable=True, version=seen.version, library=seen.library)
         except AgentUnreachable as error:
-            return DaemonStatus(
-                version=__version__,
-                started=self._started,
-                agent=AgentInfo(self._agent_address),
-                fabric_state=FabricState.UNREACHABLE,
-                fabric_message=str(error),
-                platform=self._platform_name(),
-                simulated=self.simulated,
-            )
+            seen = AgentStatus("", FabricState.UNREACHABLE, str(error))
+            agent = AgentInfo(self._agent_address)
+        board = self._board()
         return DaemonStatus(
             version=__version__,
             started=self._started,
-            agent=AgentInfo(self._agent_address, reachable=True, version=seen.version, library=seen.library),
+            agent=agent,
             fabric_state=seen.state,
             fabric_message=seen.message,
-            platform=self._platform_name(),
+            platform=board.name if board else "",
             simulated=self.simulated or seen.simulated,
         )
 
@@ -218,7 +213,11 @@ class FabricController:
 
     def _resolve(self, partition_id: int | None, gpu_ids: Sequence[int], budget: _Budget) -> Partition:
         if (partition_id is None) == (not gpu_ids):
-            raise BadRequest("the partition is not named", why="an id or a set of GPUs is wanted, and not both")
+            raise BadRequest(
+                "the partition is not named",
+                why="an id or a set of GPUs is wanted, and not both",
+                fix="give one of them",
+            )
 
         def find(listed: PartitionList) -> Partition:
             return listed.with_gpus(gpu_ids) if partition_id is None else listed.get(partition_id)
@@ -255,16 +254,13 @@ class FabricController:
             return recognise(self._seen, self._known_platforms)
         return self._platform
 
-    def _platform_name(self) -> str:
-        board = self._board()
-        return board.name if board else ""
-
     @contextlib.contextmanager
     def _taking_turns(self, timeout: float) -> Iterator[_Budget]:
+        """Wait half the time at most, so that no change is begun with too little left to see it through."""
         budget = _Budget(timeout, self._call_timeout, self._clock)
-        if not self._turn.acquire(timeout=max(0.0, timeout)):
+        if not self._turn.acquire(timeout=max(0.0, timeout / 2)):
             raise FabricNotReady(
-                "another change is under way", why=f"it did not end within {timeout:.1f} s", fix="try again shortly"
+                "another change is under way", why=f"it did not end within {timeout / 2:.1f} s", fix="try again shortly"
             )
         try:
             yield budget

@@ -66,7 +66,7 @@ class Worker:
 
     def _ask(self, operation: Operation, argument: Any, timeout: float) -> Any:
         deadline = time.monotonic() + timeout
-        if not self._turn.acquire(timeout=timeout / 2):
+        if not self._turn.acquire(timeout=max(0.0, timeout / 2)):
             raise FabricNotReady(
                 "Fabric Manager is busy", why=f"another call held it for {timeout / 2:.1f} s", fix="try again shortly"
             )
