@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "rpc": {"control", "core"},
     "agent": {"control", "core", "guest", "host", "platforms", "process", "rpc", "sim"},
     "daemon": {"control", "core", "guest", "host", "platforms", "process", "rpc", "sim"},
+    "local": {"control", "core", "host", "platforms", "process", "sim"},
     "cli": {"core", "files", "platforms", "rpc"},
     "__main__": {"cli"},
     "__init__": set(),
 }
-LAZILY = {"cli": {"agent", "daemon", "sim", "process"}}
+LAZILY = {"cli": {"agent", "daemon", "local", "sim", "process"}}
 """What a layer may import inside a function alone."""
 
 DOORS = {

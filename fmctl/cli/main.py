@@ -22,6 +22,7 @@ _COMMANDS = {
     "daemon": "fmctl.cli.serve:daemon",
     "agent": "fmctl.cli.serve:agent",
     "config": "fmctl.cli.config:config",
+    "inventory": "fmctl.cli.inventory:inventory",
     "platform": "fmctl.cli.platform:platform",
     "sim": "fmctl.cli.sim:sim",
 }

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from fmctl.core.partition import PartitionList
+from fmctl.core.pci import Bdf, FunctionState, PciFunction
 
 
 class FabricManager(Protocol):
@@ -74,3 +75,16 @@ class Claims(Protocol):
 
     def drop(self, partition_id: int) -> None:
         """Forget the claim on a partition, if there is one."""
+
+
+class PciBus(Protocol):
+    """The PCI functions of a host. A function may vanish between two calls."""
+
+    def functions(self) -> tuple[PciFunction, ...]:
+        """Every function, by address; asks none of them anything."""
+
+    def state(self, bdf: Bdf) -> FunctionState | None:
+        """What that function answers; None where it is gone."""
+
+    def vpd(self, bdf: Bdf) -> bytes:
+        """Its vital product data; empty where it has none or is gone."""
