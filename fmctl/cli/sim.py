@@ -55,7 +55,7 @@ def fm(
       hang, close            never answer, or close the connection
       code=-10               answer with that code
       die-before, die-after  end as by kill -9, before or after the change
-      lie=partitions:200     count wrong in the answer; also lie=gpus:99
+      lie=partitions:200     count wrong in the answer; also gpus, switches and ports
     CALL counts from 1; 3+ is the third call and every later one. OPERATION is list, activate,
     deactivate, set-activated, failed-devices, unsupported or activate-with-vfs.
     """

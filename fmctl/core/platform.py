@@ -23,9 +23,11 @@ T = TypeVar("T")
 MAX_PARTITIONS = 64
 """Rows that Fabric Manager's list can hold (SDK header)."""
 MAX_GPUS = 16
-"""GPUs that one row can hold (SDK header)."""
+"""GPUs that a board, and so one row, can have (SDK header)."""
 MAX_NVLINKS = 64
 """NVLink ports that one device can have (SDK header)."""
+MAX_NUMBER = 2**32 - 1
+"""The largest id or rate: the SDK header gives each 32 bits, and no narrower bound."""
 
 
 class Mark(str, Enum):
@@ -156,14 +158,15 @@ class PartitionRow:
 
     def __post_init__(self) -> None:
         """Refuse what Fabric Manager's structures cannot hold."""
-        if not 0 <= self.id < 2**32:
+        if not 0 <= self.id <= MAX_NUMBER:
             raise ValueError(f"id {self.id} is not between 0 and 2^32 - 1")
         if not 1 <= len(self.gpu_ids) <= MAX_GPUS:
             raise ValueError(f"partition {self.id} has {len(self.gpu_ids)} GPUs; 1 to {MAX_GPUS} are possible")
         if len(set(self.gpu_ids)) != len(self.gpu_ids):
             raise ValueError(f"partition {self.id} names a GPU twice")
-        if min(self.gpu_ids) < 1:
-            raise ValueError(f"partition {self.id} has GPU {min(self.gpu_ids)}; physical ids start at 1")
+        for gpu in self.gpu_ids:
+            if not 1 <= gpu <= MAX_NUMBER:
+                raise ValueError(f"partition {self.id} has GPU {gpu}; physical ids are 1 to 2^32 - 1")
         if not 0 <= self.nvlinks_per_gpu <= MAX_NVLINKS:
             raise ValueError(f"partition {self.id} has {self.nvlinks_per_gpu} NVLinks; 0 to {MAX_NVLINKS} are possible")
 
@@ -195,12 +198,14 @@ class Platform:
             raise ValueError(f"name {self.name!r} is not of lower-case words joined by hyphens, such as hgx-h100-8")
         if self.hardware is Hardware.UNSUPPORTED and not self.hardware_reason:
             raise ValueError("hardware is unsupported, but hardware_reason does not say why")
-        if self.line_rate_mbps and self.line_rate_mbps.value < 1:
-            raise ValueError(f"line_rate_mbps is {self.line_rate_mbps.value}; it must be 1 or more")
+        if self.line_rate_mbps and not 1 <= self.line_rate_mbps.value <= MAX_NUMBER:
+            raise ValueError(f"line_rate_mbps is {self.line_rate_mbps.value}; 1 to 2^32 - 1 are possible")
         if not 1 <= len(self.partitions) <= MAX_PARTITIONS:
             raise ValueError(f"partitions has {len(self.partitions)} rows; 1 to {MAX_PARTITIONS} are possible")
         _refuse_twice("partition id", [row.id for row in self.partitions])
         _refuse_twice("set of GPUs", [tuple(sorted(row.gpu_ids)) for row in self.partitions])
+        if len(self.physical_ids) > MAX_GPUS:
+            raise ValueError(f"partitions name {len(self.physical_ids)} GPUs; 1 to {MAX_GPUS} are possible")
         if len(self.physical_ids) != self.gpus.count:
             wanted = self.gpus.count or "missing"
             raise ValueError(f"partitions name {len(self.physical_ids)} GPUs, but gpus.count is {wanted}")

@@ -8,6 +8,7 @@ SDK headers and the Fabric Manager User Guide; what neither confirms says so her
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from fmctl.core.errors import BadRequest
@@ -30,6 +31,16 @@ class Phase(Enum):
     AWAITING_ACTIVE_LIST = "awaiting active list"
     READY = "ready"
     FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class FailedDevice:
+    """A device none of whose NVLinks work."""
+
+    uuid: str
+    pci_bus_id: str
+    ports: int
+    """How many NVLink ports it has; they count from 0."""
 
 
 class Rejected(Exception):
@@ -146,11 +157,13 @@ class Fabric:
         self._require_ready(now)
         raise Rejected(FmCode.NOT_SUPPORTED)
 
-    def require_failed_devices(self, now: float) -> None:
-        """Reject the question where it is not served; where it is, no device has failed NVLinks."""
+    def failed_devices(self, now: float) -> tuple[FailedDevice, ...]:
+        """The GPUs that the board lost; that a missing one counts as failed is unconfirmed. No others fail here."""
         self._require_initialised(now)
         if self._restart and self.platform.drops_failed_gpus:
             raise Rejected(FmCode.NOT_SUPPORTED)
+        kept = {gpu for gpu, _ in self.state.gpus}
+        return tuple(_failed(self.platform, gpu) for gpu in self.platform.physical_ids if gpu not in kept)
 
     def unsupported(self, now: float) -> tuple[PartitionRow, ...]:
         """The rows of the table that this board lost with its missing GPUs."""
@@ -194,12 +207,22 @@ def _partition(platform: Platform, row: PartitionRow) -> Partition:
 
 def _gpu(platform: Platform, physical_id: int, nvlinks: int) -> Gpu:
     """A GPU as Fabric Manager reports it: with a uuid and a PCI address up to NVLink 3 only."""
-    bus = 7 + 8 * (physical_id - 1) if platform.drops_failed_gpus else 0
     return Gpu(
         physical_id=physical_id,
         nvlinks=nvlinks,
         nvlinks_max=nvlinks,
         line_rate_mbps=platform.line_rate_mbps.value if platform.line_rate_mbps else 0,
         uuid=gpu_uuid(platform, physical_id),
-        pci_bus_id=f"00000000:{bus:02X}:00.0",
+        pci_bus_id=_pci_bus_id(platform, physical_id),
     )
+
+
+def _failed(platform: Platform, physical_id: int) -> FailedDevice:
+    ports = max(row.nvlinks_per_gpu for row in platform.partitions if physical_id in row.gpu_ids)
+    return FailedDevice(gpu_uuid(platform, physical_id), _pci_bus_id(platform, physical_id), ports)
+
+
+def _pci_bus_id(platform: Platform, physical_id: int) -> str:
+    """A made-up PCI address; bus 0 from NVLink 4 on."""
+    bus = 7 + 8 * platform.physical_ids.index(physical_id) if platform.drops_failed_gpus else 0
+    return f"00000000:{bus:02X}:00.0"

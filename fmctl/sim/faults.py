@@ -35,10 +35,12 @@ class FaultKind(str, Enum):
 
 
 class Counted(str, Enum):
-    """What a lie miscounts: the partitions of a list, or the GPUs of each row."""
+    """What a lie miscounts: partitions and the GPUs of each, or failed GPUs and switches and the ports of each."""
 
     PARTITIONS = "partitions"
     GPUS = "gpus"
+    SWITCHES = "switches"
+    PORTS = "ports"
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ _EXAMPLES = {
     FaultKind.DIE_AFTER: "die-after@activate:1",
     FaultKind.LIE: "lie=partitions:200@list:1+",
 }
+_LIE = re.compile(rf"({'|'.join(what.value for what in Counted)}):(\d{{1,10}})", re.ASCII)
 _WHEN = re.compile(r"(?:(?P<operation>[^:]*):)?(?P<nth>\d{1,9})(?P<onwards>\+?)", re.ASCII)
 _MAX_COUNT = 2**32 - 1
 _MIN_CODE = -(2**31)
@@ -140,9 +143,10 @@ def _value(spec: str, kind: FaultKind, value: str | None) -> tuple[int, Lie | No
             raise _refusal(spec, "the code is not a whole number below 0", _EXAMPLES[kind])
         return int(value), None
     if kind is FaultKind.LIE:
-        found = re.fullmatch(r"(partitions|gpus):(\d{1,10})", value or "", re.ASCII)
+        found = _LIE.fullmatch(value or "")
         if not found or int(found[2]) > _MAX_COUNT:
-            raise _refusal(spec, "a lie is partitions:COUNT or gpus:COUNT, the count below 2^32", _EXAMPLES[kind])
+            known = ", ".join(what.value for what in Counted)
+            raise _refusal(spec, f"a lie is one of {known}, a colon, and a count below 2^32", _EXAMPLES[kind])
         return 0, Lie(Counted(found[1]), int(found[2]))
     if value is not None:
         raise _refusal(spec, f"{kind.value} takes no value", _EXAMPLES[kind])

@@ -136,8 +136,7 @@ class FmServer:
                 fabric.set_activated(request.partition_ids, now)
                 self._told.set()
             case Operation.FAILED_DEVICES:
-                fabric.require_failed_devices(now)
-                return wire.failed_devices(lie)
+                return wire.failed_devices(fabric.failed_devices(now), lie)
             case Operation.UNSUPPORTED:
                 return wire.unsupported(fabric.unsupported(now), lie)
             case Operation.ACTIVATE_WITH_VFS:

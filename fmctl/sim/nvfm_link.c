@@ -37,7 +37,10 @@ struct connection {
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct connection *table;
-static uintptr_t last_id;
+
+/* Ids lie where no process has memory, but not in the first page: Go's runtime aborts on a pointer into that. */
+static uintptr_t last_id = UINTPTR_MAX / 2;
+
 static bool initialised;
 static _Atomic int64_t call_timeout_ms;
 

@@ -48,6 +48,7 @@ static void decode_failed_devices(struct reader *reply, void *into)
     *failed = (struct failed_devices){.version = FAILED};
     failed->gpu_count = take_word(reply);
     failed->switch_count = take_word(reply);
+    take(reply, failed->gpus, take_rows(reply, MAX_GPUS) * sizeof *failed->gpus);
 }
 
 /* What is wrong with a call before its handle is looked up: the library's state, the pointers, the version. */

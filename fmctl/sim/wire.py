@@ -11,9 +11,9 @@ once. Payloads hold the SDK's own structures, without what is unused: a list of 
 instead of 129. For that, each count is there twice: the one the structure is to show, which may be a lie, and the
 number of rows that follow.
 
-    list           shown count, most partitions, rows; each: id, active, shown count, GPUs; each the SDK's 128 bytes
-    unsupported    shown count, rows; each the SDK's 72 bytes
-    failed devices  count of GPUs, count of switches
+    list            shown count, most partitions, rows; each: id, active, shown count, GPUs; each the SDK's 128 bytes
+    unsupported     shown count, rows; each the SDK's 72 bytes
+    failed devices  shown count of GPUs, shown count of switches, GPUs; each the SDK's 372 bytes
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 from fmctl.core.fmcode import Operation
 from fmctl.core.partition import Gpu, Partition, PartitionList
-from fmctl.core.platform import MAX_GPUS, MAX_PARTITIONS, PartitionRow
+from fmctl.core.platform import MAX_GPUS, MAX_NVLINKS, MAX_PARTITIONS, PartitionRow
+from fmctl.sim.fabric import FailedDevice
 from fmctl.sim.faults import Counted, Lie
 
 OPERATIONS = {
@@ -46,7 +47,8 @@ _ROW = struct.Struct("<IIII")
 _LIST = struct.Struct("<III")
 _UNSUPPORTED = struct.Struct("<II")
 _UNSUPPORTED_ROW = struct.Struct(f"<II{MAX_GPUS}I")
-_FAILED_DEVICES = struct.Struct("<II")
+_FAILED_DEVICES = struct.Struct("<III")
+_FAILED_DEVICE = struct.Struct(f"<80s32sI{MAX_NVLINKS}I")
 
 MAX_REQUEST = _REQUEST.size + max(4 * MAX_PARTITIONS, _PCI_DEVICE.size * MAX_GPUS)
 """Bytes of the longest request, without its length."""
@@ -116,9 +118,10 @@ def unsupported(rows: Sequence[PartitionRow], lie: Lie | None = None) -> bytes:
     return _UNSUPPORTED.pack(shown, len(rows)) + b"".join(_unsupported_row(row, lie) for row in rows)
 
 
-def failed_devices(lie: Lie | None = None) -> bytes:
-    """The payload that answers `failed-devices`; there never are any."""
-    return _FAILED_DEVICES.pack(_shown(lie, Counted.GPUS, 0), 0)
+def failed_devices(gpus: Sequence[FailedDevice], lie: Lie | None = None) -> bytes:
+    """The payload that answers `failed-devices`; there never are switches among them."""
+    shown = _shown(lie, Counted.GPUS, len(gpus)), _shown(lie, Counted.SWITCHES, 0)
+    return _FAILED_DEVICES.pack(*shown, len(gpus)) + b"".join(_failed_device(gpu, lie) for gpu in gpus)
 
 
 def _shown(lie: Lie | None, what: Counted, true_count: int) -> int:
@@ -144,3 +147,9 @@ def _gpu(gpu: Gpu) -> bytes:
 def _unsupported_row(row: PartitionRow, lie: Lie | None) -> bytes:
     padding = (0,) * (MAX_GPUS - len(row.gpu_ids))
     return _UNSUPPORTED_ROW.pack(row.id, _shown(lie, Counted.GPUS, len(row.gpu_ids)), *row.gpu_ids, *padding)
+
+
+def _failed_device(device: FailedDevice, lie: Lie | None) -> bytes:
+    shown = _shown(lie, Counted.PORTS, device.ports)
+    ports = *range(device.ports), *(0,) * (MAX_NVLINKS - device.ports)
+    return _FAILED_DEVICE.pack(device.uuid.encode(), device.pci_bus_id.encode(), shown, *ports)

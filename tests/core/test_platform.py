@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,7 @@ READ = Platform(
     ),
     partitions=(PartitionRow(1, (2, 1), 18), PartitionRow(4, (1,), 0), PartitionRow(9, (2,), 0)),
 )
+PAIRS = list(enumerate(itertools.combinations(range(1, 13), 2)))[:64]
 GONE = object()
 
 
@@ -116,6 +118,11 @@ REFUSALS = [
     pytest.param({"gpus__count": True}, "gpus.count: a whole number is wanted, not True", id="bool-for-int"),
     pytest.param({"gpus__count": 0}, "gpus.count: 0 is below 1", id="count-zero"),
     pytest.param({"gpus__count": 3}, "partitions name 2 GPUs, but gpus.count is 3", id="count-mismatch"),
+    pytest.param(
+        {"gpus__count": 17, "partitions": [[n, [n], 0] for n in range(1, 18)]},
+        "partitions name 17 GPUs; 1 to 16 are possible",
+        id="board-of-17-gpus",
+    ),
     pytest.param({"gpus__count": GONE}, "partitions name 2 GPUs, but gpus.count is missing", id="count-missing"),
     pytest.param({"gpus__models": []}, "gpus: models is empty", id="no-models"),
     pytest.param({"gpus__pci_class": 302}, "gpus.pci_class: a PCI class such as '0302' is wanted", id="bad-class"),
@@ -127,7 +134,12 @@ REFUSALS = [
     pytest.param({"name": "Board 2"}, "name 'Board 2' is not of lower-case words", id="bad-name"),
     pytest.param({"nvlink_generation": 1}, "nvlink_generation: 1 is below 2", id="generation-too-low"),
     pytest.param({"nvlink_generation": 6}, "nvlink_generation: 6 is above 5", id="generation-too-high"),
-    pytest.param({"line_rate_mbps__value": 0}, "line_rate_mbps is 0; it must be 1 or more", id="line-rate-zero"),
+    pytest.param({"line_rate_mbps__value": 0}, "line_rate_mbps is 0; 1 to 2^32 - 1 are possible", id="line-rate-zero"),
+    pytest.param(
+        {"line_rate_mbps__value": 2**32},
+        "line_rate_mbps is 4294967296; 1 to 2^32 - 1 are possible",
+        id="line-rate-too-high",
+    ),
     pytest.param(
         {"hardware": "unsupported"},
         "hardware is unsupported, but hardware_reason does not say why",
@@ -151,7 +163,14 @@ REFUSALS = [
     ),
     pytest.param({"partitions": [[1, [2, 2], 0]]}, "partitions[0]: partition 1 names a GPU twice", id="gpu-twice"),
     pytest.param(
-        {"partitions": [[1, [0, 1], 0]]}, "partitions[0]: partition 1 has GPU 0; physical ids start at 1", id="gpu-zero"
+        {"partitions": [[1, [1, 0], 0]]},
+        "partitions[0]: partition 1 has GPU 0; physical ids are 1 to 2^32 - 1",
+        id="gpu-zero",
+    ),
+    pytest.param(
+        {"partitions": [[1, [1, 2**32], 0]]},
+        "partitions[0]: partition 1 has GPU 4294967296; physical ids are 1 to 2^32 - 1",
+        id="gpu-too-high",
     ),
     pytest.param({"partitions": [[1, [], 0]]}, "partitions[0]: partition 1 has 0 GPUs", id="row-without-gpus"),
     pytest.param(
@@ -183,10 +202,12 @@ def test_a_refusal_names_file_key_and_reason(changes: dict[str, Any], why: str) 
     [
         pytest.param({"reset__deadline_s__value": 1}, id="deadline"),
         pytest.param({"line_rate_mbps__value": 1}, id="line-rate"),
+        pytest.param({"line_rate_mbps__value": 2**32 - 1}, id="highest-line-rate"),
+        pytest.param({"partitions": [[0, [1, 2**32 - 1], 0]]}, id="gpus"),
         pytest.param({"gpus__count": 1, "partitions": [[0, [1], 0]]}, id="one-gpu"),
         pytest.param({"partitions": [[2**32 - 1, [1, 2], 64]]}, id="id-and-nvlinks"),
         pytest.param({"gpus__count": 16, "partitions": [[0, list(range(1, 17)), 18]]}, id="row-of-16-gpus"),
-        pytest.param({"gpus__count": 64, "partitions": [[n, [n + 1], 0] for n in range(64)]}, id="64-rows"),
+        pytest.param({"gpus__count": 12, "partitions": [[n, list(pair), 0] for n, pair in PAIRS]}, id="64-rows"),
         pytest.param({"hardware": "unsupported", "hardware_reason": "it cannot"}, id="unsupported-with-reason"),
         pytest.param({"line_rate_mbps": GONE}, id="no-line-rate"),
     ],

@@ -3,7 +3,8 @@
  * Drives the library, linked in with sanitizers, the way hostile company would:
  *
  *   hostile many PATH     threads that share a handle, and that disconnect it under each other
- *   hostile calls PATH    every call once, whatever it returns, and then again on what is left of the handle
+ *   hostile calls PATH    every call once, whatever it returns, again on what is left of the handle, and each
+ *                         question on a handle of its own, as a reply that cannot be read ends the connection
  *   hostile stop PATH     shut the library down while threads are in calls
  *
  * PATH is a unix socket. It exits with 0 if nothing that must hold was broken; the sanitizers see to the rest.
@@ -78,6 +79,15 @@ static void every_call(void *handle)
     free(lost);
     free(active);
     free(functions);
+}
+
+static void question(const char *path, int (*ask)(void *handle, void *answer), uint32_t version)
+{
+    uint32_t *answer = structure(version & 0xFFFFFF, version);
+    void *handle = open_within(path, 200);
+    ask(handle, answer);
+    fmDisconnect(handle);
+    free(answer);
 }
 
 static const char *path;
@@ -173,6 +183,9 @@ int main(int argc, char **argv)
         every_call(shared);
         every_call(shared);
         fmDisconnect(shared);
+        question(path, fmGetSupportedFabricPartitions, 0x0102030C);
+        question(path, fmGetUnsupportedFabricPartitions, 0x01001208);
+        question(path, fmGetNvlinkFailedDevices, 0x010028BC);
         char endless[300];
         memset(endless, 'x', sizeof endless - 1);
         endless[sizeof endless - 1] = '\0';

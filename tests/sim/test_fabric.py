@@ -133,7 +133,7 @@ def test_nothing_is_served_before_it_is_ready(board: Platform) -> None:
         lambda: fabric.deactivate(board.partitions[0].id, NOW),
         lambda: fabric.set_activated([], NOW),
         lambda: fabric.activate_with_vfs(NOW),
-        lambda: fabric.require_failed_devices(NOW),
+        lambda: fabric.failed_devices(NOW),
         lambda: fabric.unsupported(NOW),
     ]
     assert [code(call) for call in calls] == [FmCode.NOT_CONFIGURED] * len(calls)
@@ -187,8 +187,7 @@ def test_from_nvlink_4_on_a_missing_gpu_changes_nothing(board: Platform) -> None
     fabric = ready(board, board.physical_ids[0])
     assert len(fabric.partitions(NOW).partitions) == len(board.partitions)
     assert fabric.unsupported(NOW) == ()
-    assert code(fabric.require_failed_devices, NOW) == FmCode.SUCCESS
-    assert code(restarted(board).require_failed_devices, NOW) == FmCode.SUCCESS
+    assert fabric.failed_devices(NOW) == restarted(board).failed_devices(NOW) == ()
 
 
 @pytest.mark.parametrize("board", SHRINKING, ids=lambda board: board.name)
@@ -204,8 +203,19 @@ def test_up_to_nvlink_3_a_missing_gpu_takes_its_partitions_with_it(board: Platfo
 
 @pytest.mark.parametrize("board", SHRINKING, ids=lambda board: board.name)
 def test_up_to_nvlink_3_failed_devices_are_not_told_after_a_restart(board: Platform) -> None:
-    assert code(ready(board).require_failed_devices, NOW) == FmCode.SUCCESS
-    assert code(restarted(board).require_failed_devices, NOW) == FmCode.NOT_SUPPORTED
+    fabric = restarted(board)
+    assert code(fabric.failed_devices, NOW) == FmCode.NOT_SUPPORTED
+    fabric.set_activated([], NOW)
+    assert code(fabric.failed_devices, NOW) == FmCode.NOT_SUPPORTED
+
+
+@pytest.mark.parametrize("board", SHRINKING, ids=lambda board: board.name)
+def test_up_to_nvlink_3_a_missing_gpu_is_a_failed_device_with_all_its_ports(board: Platform) -> None:
+    gpus = {gpu.physical_id: gpu for p in ready(board).partitions(NOW).partitions for gpu in p.gpus}
+    assert ready(board).failed_devices(NOW) == ()
+    first, last = board.physical_ids[0], board.physical_ids[-1]
+    failed = [(gpu.uuid, gpu.pci_bus_id, gpu.ports) for gpu in ready(board, last, first).failed_devices(NOW)]
+    assert failed == [(gpus[gpu].uuid, gpus[gpu].pci_bus_id, 12) for gpu in (first, last)]
 
 
 def test_a_gpu_that_the_board_has_not_cannot_be_missing(board: Platform) -> None:

@@ -198,6 +198,11 @@ def test_a_disconnected_handle_has_no_connection(fm: Library, address: str) -> N
     assert fm.disconnect(handle) == -1
 
 
+def test_a_handle_is_taken_for_a_pointer_to_nothing(fm: Library, address: str) -> None:
+    """Go's runtime aborts on a pointer into the first page, and looks at what others point to."""
+    assert fm.opened(address) >= 2**63
+
+
 def test_handles_are_apart(fm: Library, address: str) -> None:
     first, second = fm.opened(address), fm.opened(address)
     assert first != second
@@ -320,10 +325,38 @@ def test_a_lost_gpu_shows_in_the_unsupported_list(fm: Library, folder: Path) -> 
     assert listed.rows[0].gpus[0].uuid.startswith(b"GPU-")
 
 
-def test_failed_devices_are_none(fm: Library, address: str) -> None:
-    failed = abi.FailedDevices(version=abi.FAILED, gpu_count=9, switch_count=9)
+def asked(fm: Library, address: str) -> abi.FailedDevices:
+    """The failed devices, in a structure that held rubbish."""
+    failed = abi.FailedDevices()
+    ctypes.memset(ctypes.byref(failed), 0xAA, ctypes.sizeof(failed))
+    failed.version = abi.FAILED
     assert fm.failed_devices(fm.opened(address), failed) == 0
-    assert (failed.gpu_count, failed.switch_count) == (0, 0)
+    return failed
+
+
+def test_failed_devices_are_none(fm: Library, address: str) -> None:
+    failed = asked(fm, address)
+    assert failed.version == abi.FAILED
+    assert not any(bytes(failed)[4:])
+
+
+def test_a_lost_gpu_is_a_failed_device(fm: Library, folder: Path) -> None:
+    with fabric_manager(folder, "--missing-gpu", "8", "--missing-gpu", "2", platform="hgx-a100-8") as address:
+        failed = asked(fm, address)
+    assert (failed.version, failed.gpu_count, failed.switch_count) == (abi.FAILED, 2, 0)
+    gpus = failed.gpus[:2]
+    assert [gpu.pci_bus_id for gpu in gpus] == [b"00000000:0F:00.0", b"00000000:3F:00.0"]
+    assert [gpu.ports[: gpu.count] for gpu in gpus] == [list(range(12))] * 2
+    assert all(gpu.uuid.startswith(b"GPU-") for gpu in gpus) and gpus[0].uuid != gpus[1].uuid
+    assert not any(gpus[1].ports[12:]) and not any(bytes(failed.gpus[2])) and not any(bytes(failed.switches))
+
+
+def test_a_structure_is_filled_with_failed_devices(fm: Library, folder: Path) -> None:
+    missing = [argument for gpu in range(1, 17) for argument in ("--missing-gpu", str(gpu))]
+    with fabric_manager(folder, *missing, platform="hgx-a100-16") as address:
+        failed = asked(fm, address)
+    assert (failed.gpu_count, failed.gpus[15].pci_bus_id, failed.gpus[15].count) == (16, b"00000000:7F:00.0", 12)
+    assert not any(bytes(failed.switches))
 
 
 # Servers that misbehave
@@ -375,6 +408,45 @@ def test_a_lying_count_is_passed_on_and_nothing_else_changes(
         assert fm.list(fm.opened(address), listed) == 0
     assert (listed.count, listed.rows[0].count) == shown
     assert not any(bytes(listed.rows[15]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        ("lie=gpus:4294967295@1", (2**32 - 1, 0, 12)),
+        ("lie=switches:13@1", (1, 13, 12)),
+        ("lie=ports:65@1", (1, 0, 65)),
+        ("lie=gpus:0@1", (0, 0, 12)),
+    ],
+)
+def test_a_lying_count_of_failed_devices_is_passed_on(
+    fm: Library, folder: Path, fault: str, shown: tuple[int, int, int]
+) -> None:
+    with fabric_manager(folder, "--missing-gpu", "1", "--fault", fault, platform="hgx-a100-8") as address:
+        failed = asked(fm, address)
+    assert (failed.gpu_count, failed.switch_count, failed.gpus[0].count) == shown
+    assert failed.gpus[0].ports[:] == [*range(12), *(0,) * 52]
+    assert not any(bytes(failed.gpus[1])) and not any(bytes(failed.switches))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        struct.pack("<Ii", 4, 0),
+        struct.pack("<IiIII", 16, 0, 1, 0, 1),
+        struct.pack("<IiIII", 16 + 371, 0, 1, 0, 1) + b"x" * 371,
+        struct.pack("<IiIII", 16 + 17 * 372, 0, 17, 0, 17) + b"x" * 17 * 372,
+    ],
+)
+def test_failed_devices_that_cannot_be_read_end_the_connection(fm: Library, folder: Path, reply: bytes) -> None:
+    def behaviour(connection: socket.socket) -> None:
+        greet(connection)
+        connection.recv(64)
+        connection.sendall(reply)
+
+    with fake_server(unix_listener(folder), behaviour) as address:
+        handle = fm.opened(address)
+        assert (fm.failed_devices(handle), fm.failed_devices(handle), fm.disconnect(handle)) == (-9, -9, -1)
 
 
 @pytest.mark.parametrize(

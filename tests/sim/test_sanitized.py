@@ -6,11 +6,13 @@ from __future__ import annotations
 import socket
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from fmctl.sim import shim, wire
+from fmctl.sim.faults import Counted
 from tests.sim.compiler import compile_c
 from tests.sim.servers import fabric_manager, fake_server, unix_listener
 
@@ -46,10 +48,15 @@ def test_a_library_shut_down_under_its_callers(hostile: Path, folder: Path) -> N
 
 @pytest.mark.parametrize(
     "fault",
-    ["lie=partitions:4294967295@1+", "lie=gpus:4294967295@1+", "close@3", "hang@3+", "die-after@5", "code=-9@1+"],
+    [
+        *(f"lie={what.value}:4294967295@1+" for what in Counted),
+        *("close@3", "hang@3+", "die-after@5", "code=-9@1+"),
+    ],
 )
-def test_a_server_with_a_fault(hostile: Path, folder: Path, fault: str) -> None:
-    with fabric_manager(folder, "--fault", fault, platform="hgx-a100-16") as address:
+@pytest.mark.parametrize("missing", [(), range(1, 17)], ids=["whole", "lost"])
+def test_a_server_with_a_fault(hostile: Path, folder: Path, fault: str, missing: Sequence[int]) -> None:
+    lost = [argument for gpu in missing for argument in ("--missing-gpu", str(gpu))]
+    with fabric_manager(folder, *lost, "--fault", fault, platform="hgx-a100-16") as address:
         drive(hostile, "calls", address, call_timeout_ms=50)
 
 
@@ -66,6 +73,10 @@ def test_a_server_with_a_fault(hostile: Path, folder: Path, fault: str) -> None:
         wire.reply(0, struct.pack("<III", 64, 64, 64) + b"\xff" * 1000),
         wire.reply(0, struct.pack("<III", 64, 64, 64) + struct.pack("<IIII", 1, 1, 16, 16) * 64),
         wire.reply(0, struct.pack("<II", 1, 64) + b"\x01" * 4607),
+        wire.reply(0, struct.pack("<II", 1, 200) + b"\x01" * (200 * 72)),
+        wire.reply(0, struct.pack("<III", 16, 12, 16) + b"\xff" * (16 * 372 - 1)),
+        wire.reply(0, struct.pack("<III", 16, 12, 16) + b"\xff" * (28 * 372)),
+        wire.reply(0, struct.pack("<III", 64, 0, 64) + b"\xff" * (64 * 372)),
         b"\xff" * 4,
         b"\0" * 400,
     ],

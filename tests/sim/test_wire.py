@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 
 from fmctl import platforms
 from fmctl.core.fmcode import Operation
-from fmctl.core.platform import Platform
+from fmctl.core.platform import Fact, Mark, PartitionRow, Platform
 from fmctl.sim import wire
-from fmctl.sim.fabric import Fabric
+from fmctl.sim.fabric import Fabric, FailedDevice
 from fmctl.sim.faults import Counted, Lie
 from fmctl.sim.wire import BadFrame, Request
 
@@ -83,3 +84,56 @@ def test_a_lie_changes_the_shown_count_alone() -> None:
     lying = wire.partition_list(listed, Lie(Counted.GPUS, 99))
     assert len(lying) == len(honest)
     assert struct.unpack_from("<IIII", lying, 12) == (0, 0, 99, 8)
+
+
+@pytest.mark.parametrize(("ports", "numbers"), [(0, (0,) * 64), (3, (0, 1, 2, *(0,) * 61)), (64, tuple(range(64)))])
+def test_a_failed_device_shows_its_ports(ports: int, numbers: tuple[int, ...]) -> None:
+    payload = wire.failed_devices([FailedDevice("GPU-1", "00000000:07:00.0", ports)])
+    assert len(payload) == 12 + 372
+    assert struct.unpack("<III80s32sI64I", payload) == (
+        *(1, 0, 1),
+        *(b"GPU-1".ljust(80, b"\0"), b"00000000:07:00.0".ljust(32, b"\0"), ports),
+        *numbers,
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [
+        (Counted.PARTITIONS, (1, 0, 1, 3)),
+        (Counted.GPUS, (99, 0, 1, 3)),
+        (Counted.SWITCHES, (1, 99, 1, 3)),
+        (Counted.PORTS, (1, 0, 1, 99)),
+    ],
+)
+def test_a_lie_on_failed_devices_changes_its_shown_count_alone(what: Counted, shown: tuple[int, ...]) -> None:
+    device = FailedDevice("GPU-1", "00000000:07:00.0", 3)
+    honest, lying = wire.failed_devices([device]), wire.failed_devices([device], Lie(what, 99))
+    assert struct.unpack("<III112xI256x", lying) == shown
+    assert (lying[12:124], lying[128:]) == (honest[12:124], honest[128:])
+
+
+@given(
+    st.lists(st.integers(1, 2**32 - 1), min_size=1, max_size=16, unique=True),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 64),
+    st.integers(1, 2**32 - 1),
+    st.sampled_from([2, 3, 4, 5]),
+)
+def test_whatever_board_a_file_describes_can_be_told(
+    gpus: list[int], row: int, nvlinks: int, rate: int, generation: int
+) -> None:
+    model = platforms.load("hgx-a100-8")
+    board = dataclasses.replace(
+        model,
+        nvlink_generation=generation,
+        line_rate_mbps=Fact(rate, Mark.UNCONFIRMED, "nobody"),
+        gpus=dataclasses.replace(model.gpus, count=len(gpus)),
+        partitions=(PartitionRow(row, tuple(gpus), nvlinks),),
+    )
+    whole, broken = (Fabric.started(board, now=0, missing_gpus=missing) for missing in ((), gpus))
+    told = [wire.partition_list(fabric.partitions(0)) for fabric in (whole, broken)]
+    told += [wire.unsupported(broken.unsupported(0)), wire.failed_devices(broken.failed_devices(0))]
+    full = [12 + 16 + 128 * len(gpus), 12, 8 + 72, 12 + 372 * len(gpus)]
+    static = [full[0], full[0], 8, 12]
+    assert list(map(len, told)) == (full if board.drops_failed_gpus else static)
