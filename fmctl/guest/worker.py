@@ -83,6 +83,14 @@ class Worker:
         return reply["result"]
 
     def _exchange(self, operation: Operation, argument: Any, deadline: float) -> Any:
+        try:
+            return self._converse(operation, argument, deadline)
+        except (BrokenPipeError, ConnectionResetError):
+            # Linux says so of a unix socket whose other side closed with the request unread: nothing was asked yet.
+            self._discard()
+            return self._converse(operation, argument, deadline)
+
+    def _converse(self, operation: Operation, argument: Any, deadline: float) -> Any:
         channel = self._start()
         remaining = max(0.001, deadline - time.monotonic())
         channel.settimeout(remaining)
@@ -126,7 +134,7 @@ def _exactly(channel: socket.socket, count: int, deadline: float | None) -> byte
             channel.settimeout(max(0.001, deadline - time.monotonic()))
         chunk = channel.recv(count - len(received))
         if not chunk:
-            raise ConnectionResetError("the other side is gone")
+            raise ConnectionAbortedError("the other side is gone")
         received += chunk
     return bytes(received)
 
