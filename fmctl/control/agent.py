@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from fmctl import __version__
-from fmctl.core.errors import FmctlError
+from fmctl.core.errors import FabricBusy, FmctlError
 from fmctl.core.outcome import state_behind
 from fmctl.core.partition import PartitionList
 from fmctl.core.ports import AgentStatus, FabricManager, FabricState
@@ -38,6 +38,8 @@ class LocalAgent:
         """The partitions."""
         try:
             listed = self._fabric_manager.list_partitions(timeout=min(timeout, self._call_timeout))
+        except FabricBusy:
+            raise
         except FmctlError as error:
             self._note(state_behind(error), str(error), simulated=self._last.simulated)
             raise
@@ -57,7 +59,7 @@ class LocalAgent:
         self._fabric_manager.set_activated(partition_ids, timeout=min(timeout, self._call_timeout))
 
     def status(self, *, timeout: float) -> AgentStatus:
-        """Fabric Manager's state, from how it answers a list now."""
+        """Fabric Manager's state, from how it answers a list now; the last known one while it serves another call."""
         return self.recent_status(0.0, timeout=timeout)
 
     def recent_status(self, max_age: float, *, timeout: float) -> AgentStatus:

@@ -154,8 +154,9 @@ class FabricController:
         """Fabric Manager's state and what explains it, seen afresh with its partitions; never raises."""
         try:
             listed = self._agent.list_partitions(timeout=STATUS_TIMEOUT)
-        except FmctlError as error:
-            return outcome.state_behind(error), str(error)
+        except FmctlError:
+            status = self.status(timeout=STATUS_TIMEOUT)
+            return status.fabric_state, status.fabric_message
         if self._turn.acquire(blocking=False):
             self._seen = listed
             self._turn.release()

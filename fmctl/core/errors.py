@@ -19,6 +19,7 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
     ├── ActivationFailed
     └── Retryable                  the same call may be made again
         ├── FabricNotReady         nothing was changed
+        │   └── FabricBusy         another call is under way
         ├── AgentUnreachable       nothing was changed
         └── OutcomeUnknown         something may have been changed
 """
@@ -179,6 +180,10 @@ class FabricNotReady(Retryable):
     """Fabric Manager does not take the call now. Nothing was changed."""
 
     reason = Reason.FABRIC_NOT_READY
+
+
+class FabricBusy(FabricNotReady):
+    """Fabric Manager still serves another call of this agent's, which tells nothing of how it is."""
 
 
 class AgentUnreachable(Retryable):

@@ -21,7 +21,7 @@ from typing import Any
 from fmctl import process
 from fmctl.core import errors
 from fmctl.core.address import Address
-from fmctl.core.errors import FabricNotReady, FmctlError
+from fmctl.core.errors import FabricBusy, FmctlError
 from fmctl.core.fmcode import Operation, call_overran
 from fmctl.core.partition import Gpu, Partition, PartitionList
 
@@ -67,7 +67,7 @@ class Worker:
     def _ask(self, operation: Operation, argument: Any, timeout: float) -> Any:
         deadline = time.monotonic() + timeout
         if not self._turn.acquire(timeout=max(0.0, timeout / 2)):
-            raise FabricNotReady(
+            raise FabricBusy(
                 "Fabric Manager is busy", why=f"another call held it for {timeout / 2:.1f} s", fix="try again shortly"
             )
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fmctl.core.address import Address
-from fmctl.core.errors import FabricNotReady, OutcomeUnknown, VersionMismatch
+from fmctl.core.errors import FabricBusy, FabricNotReady, OutcomeUnknown, VersionMismatch
 from fmctl.core.fmcode import FmCode
 from fmctl.guest.worker import Worker
 from fmctl.sim import shim
@@ -123,7 +123,7 @@ def test_calls_take_turns_and_wait_no_longer_than_their_own_timeout(start: Start
     thread.start()
     (pid,) = workers()
     eventually(lambda: open_connections(pid))
-    with pytest.raises(FabricNotReady, match="busy") as refusal:
+    with pytest.raises(FabricBusy) as refusal:
         worker.list_partitions(timeout=0.2)
     assert "for 0.1 s" in refusal.value.why
     thread.join(T)
