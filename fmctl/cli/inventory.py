@@ -29,9 +29,10 @@ _WIDE_HEADERS = ("ID", "LINK", "RESET METHODS", "PORT")
 def inventory(
     context: click.Context, style: str, platform: str, simulate: str | None, sysfs: Path, *, no_headers: bool
 ) -> None:
-    """List the board's GPUs, NVSwitches and memory controllers on this host.
+    """List the board's PCI functions on this host.
 
-    Exit status 6 tells that something is missing, extra, dead or degraded; standard error says what.
+    They are its GPUs, NVSwitches and memory controllers. Exit status 6 tells that something is missing, extra, dead or
+    degraded; standard error says what.
     """
     if simulate and platform:
         raise click.UsageError("--simulate brings its own --platform.")

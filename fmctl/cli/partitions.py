@@ -48,7 +48,10 @@ def list_command(connection: Connection, style: str, *, no_headers: bool) -> Non
 def activate(
     connection: Connection, partition_id: int | None, gpu_ids: tuple[int, ...] | None, owner: str, style: str
 ) -> None:
-    """Activate the partition ID, or the one that has exactly the GPUs of --gpu-ids."""
+    """Activate a partition by its ID, or by its GPUs.
+
+    With --gpu-ids it is the one that has exactly these.
+    """
     if (partition_id is None) == (gpu_ids is None):
         raise click.UsageError("Give either a partition ID or --gpu-ids.")
     with dialled(connection) as (client, timeout):

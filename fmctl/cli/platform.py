@@ -16,7 +16,7 @@ from fmctl.core.platform import Platform
 
 @click.group()
 def platform() -> None:
-    """Show the boards that fmctl knows, and check files that describe others."""
+    """Show boards, and check files that describe one."""
 
 
 @platform.command("list")

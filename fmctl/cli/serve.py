@@ -44,7 +44,10 @@ def daemon(
     insecure_tcp: bool,
     **overrides: Any,
 ) -> None:
-    """Serve the API on the host, until SIGINT or SIGTERM."""
+    """Serve the API on the host.
+
+    Until SIGINT or SIGTERM.
+    """
     if state_dir and not simulate:
         raise click.UsageError("--state-dir goes with --simulate.")
     if simulate and (overrides["agent"] or overrides["platform"]):
@@ -70,7 +73,10 @@ def daemon(
 )
 @_log_level
 def agent(config_file: Path | None, log_level: str | None, *, insecure_tcp: bool, **overrides: Any) -> None:
-    """Serve Fabric Manager's calls in the Service VM, until SIGINT or SIGTERM."""
+    """Serve Fabric Manager in the Service VM.
+
+    Until SIGINT or SIGTERM.
+    """
     settings = _overridden(read(AgentSettings, config_file), overrides, log_level)
     _log("fmctl-agent", settings.log_level)
     from fmctl import agent as root

@@ -14,7 +14,10 @@ from fmctl.core.address import Address
 
 @click.group()
 def sim() -> None:
-    """Simulate Fabric Manager, for whatever is linked against libnvfm."""
+    """Simulate Fabric Manager and its library.
+
+    For whatever is linked against libnvfm.
+    """
 
 
 @sim.command()
@@ -55,9 +58,10 @@ def fm(
       hang, close            never answer, or close the connection
       code=-10               answer with that code
       die-before, die-after  end as by kill -9, before or after the change
-      lie=partitions:200     count wrong in the answer; also gpus, switches and ports
-    CALL counts from 1; 3+ is the third call and every later one. OPERATION is list, activate,
-    deactivate, set-activated, failed-devices, unsupported or activate-with-vfs.
+      lie=partitions:200     count wrong in the answer; also gpus, switches, ports
+    CALL counts from 1; 3+ is the third call and every later one. OPERATION is
+    list, activate, deactivate, set-activated, failed-devices, unsupported or
+    activate-with-vfs.
     """
     from fmctl.sim import fmserver
     from fmctl.sim.faults import Faults

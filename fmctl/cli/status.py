@@ -42,7 +42,10 @@ def status(connection: Connection, style: str) -> None:
 )
 @options.connection
 def wait(connection: Connection, wanted: str) -> None:
-    """Wait until Fabric Manager is ready, or in another state; exit 5 when --timeout passes first."""
+    """Wait until Fabric Manager is ready.
+
+    Or until it is in another state; exit status 5 when --timeout passes first.
+    """
     import tenacity
 
     state = _state(wanted)

@@ -21,7 +21,17 @@ def test_version_and_help() -> None:
     assert shown.returncode == 0
     for command in ("list", "activate", "deactivate", "status", "daemon", "agent", "sim", "platform", "config"):
         assert f"\n  {command}" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "..." not in shown.stdout.split("Commands:")[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "list", "activate", "deactivate", "status", "wait", "daemon", "agent", "inventory", "platform show", "sim fm"],
+)
+def test_help_fits_eighty_columns(command: str) -> None:
+    shown = run(*command.split(), "--help").stdout
+    assert shown.startswith("Usage: fmctl")
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
