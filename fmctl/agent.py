@@ -8,7 +8,7 @@ import logging
 from fmctl import process
 from fmctl.control.agent import LocalAgent
 from fmctl.control.monitor import Monitor
-from fmctl.core.ports import FabricState
+from fmctl.core.answers import FabricState
 from fmctl.core.settings import AgentSettings
 from fmctl.guest.worker import Worker
 from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import add_FabricManagerServiceServicer_to_server

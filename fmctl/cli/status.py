@@ -11,9 +11,8 @@ import click
 from fmctl.cli import options, render
 from fmctl.cli.options import Connection
 from fmctl.cli.partitions import dialled
-from fmctl.core.answers import DaemonStatus
+from fmctl.core.answers import DaemonStatus, FabricState
 from fmctl.core.errors import AgentUnreachable, FabricNotReady
-from fmctl.core.ports import FabricState
 
 _POLL = 0.2
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from fmctl import __version__
+from fmctl.core.answers import AgentStatus, FabricState
 from fmctl.core.errors import FabricBusy, FmctlError
 from fmctl.core.outcome import state_behind
 from fmctl.core.partition import PartitionList
-from fmctl.core.ports import AgentStatus, FabricManager, FabricState
+from fmctl.core.ports import FabricManager
 
 
 class LocalAgent:

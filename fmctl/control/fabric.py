@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fmctl import __version__
 from fmctl.core import outcome
 from fmctl.core import owner as owners
-from fmctl.core.answers import AgentInfo, Changed, DaemonStatus, Listed
+from fmctl.core.answers import AgentInfo, AgentStatus, Changed, DaemonStatus, FabricState, Listed
 from fmctl.core.errors import (
     AgentUnreachable,
     BadRequest,
@@ -29,7 +29,7 @@ from fmctl.core.errors import (
 from fmctl.core.fmcode import ALREADY_ACTIVE, NOT_ACTIVE
 from fmctl.core.partition import Partition, PartitionList
 from fmctl.core.platform import Hardware, Platform, recognise
-from fmctl.core.ports import Agent, AgentStatus, Claims, FabricState
+from fmctl.core.ports import Agent, Claims
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from fmctl.core.ports import FabricState
+from fmctl.core.answers import FabricState
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon answers, as values: `control` makes them, `rpc` carries them, `cli` shows them."""
+"""What the agent and the daemon answer, as values: `control` makes them, `rpc` carries them, `cli` shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from fmctl.core.partition import Partition, PartitionList
-from fmctl.core.ports import FabricState
+
+
+class FabricState(str, Enum):
+    """What can be told of Fabric Manager from outside."""
+
+    UNREACHABLE = "unreachable"
+    INITIALISING = "initialising"
+    AWAITING_ACTIVE_LIST = "awaiting active list"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """What the agent tells of itself and of Fabric Manager; `message` explains a state that is not ready."""
+
+    version: str
+    state: FabricState
+    message: str = ""
+    library: str = ""
+    simulated: bool = False
 
 
 @dataclass(frozen=True)

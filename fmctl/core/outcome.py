@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fmctl.core.answers import FabricState
 from fmctl.core.errors import (
     ActivationFailed,
     FabricNotReady,
@@ -19,7 +20,6 @@ from fmctl.core.errors import (
 )
 from fmctl.core.fmcode import ALREADY_ACTIVE, INITIALISING, NO_VERDICT, FmCode, describe
 from fmctl.core.partition import Partition, PartitionList
-from fmctl.core.ports import FabricState
 
 
 def settle_activation(

@@ -8,10 +8,9 @@ Every call that leaves the process takes a timeout in seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
+from fmctl.core.answers import AgentStatus
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import Bdf, FunctionState, PciFunction
 
@@ -34,27 +33,6 @@ class FabricManager(Protocol):
 
     def set_activated(self, partition_ids: Sequence[int], *, timeout: float) -> None:
         """Tell a Fabric Manager that was started with --restart which partitions are active; none is a valid list."""
-
-
-class FabricState(str, Enum):
-    """What can be told of Fabric Manager from outside."""
-
-    UNREACHABLE = "unreachable"
-    INITIALISING = "initialising"
-    AWAITING_ACTIVE_LIST = "awaiting active list"
-    READY = "ready"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class AgentStatus:
-    """What the agent tells of itself and of Fabric Manager; `message` explains a state that is not ready."""
-
-    version: str
-    state: FabricState
-    message: str = ""
-    library: str = ""
-    simulated: bool = False
 
 
 class Agent(FabricManager, Protocol):

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fmctl.core.address import Address
+from fmctl.core.answers import AgentStatus
 from fmctl.core.errors import AgentUnreachable, FmctlError
 from fmctl.core.partition import PartitionList
-from fmctl.core.ports import AgentStatus
 from fmctl.rpc import convert
 from fmctl.rpc.client import Client
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as manager

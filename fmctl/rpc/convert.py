@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fmctl.core.answers import AgentInfo, DaemonStatus
+from fmctl.core.answers import AgentInfo, DaemonStatus, FabricState
 from fmctl.core.partition import Gpu, Partition, PartitionList
-from fmctl.core.ports import FabricState
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2, partition_pb2
 
 if TYPE_CHECKING:

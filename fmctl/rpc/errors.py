@@ -12,7 +12,6 @@ import grpc
 
 from fmctl.core import errors
 from fmctl.core.errors import AgentUnreachable, FmctlError, OutcomeUnknown, Reason, Retryable, VersionMismatch
-from fmctl.core.fmcode import name
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -44,6 +43,8 @@ def to_status(error: FmctlError, *, simulated: bool = False) -> Status:
     """The status that carries the error; one with no reason is INTERNAL."""
     from google.protobuf import duration_pb2
     from google.rpc import error_details_pb2, status_pb2
+
+    from fmctl.core.fmcode import name
 
     metadata = error.metadata()
     if error.fm_code is not None:

@@ -16,8 +16,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fmctl.core.address import Address, TcpAddress, UnixAddress
+from fmctl.core.answers import FabricState
 from fmctl.core.errors import BadRequest, FmctlError
-from fmctl.core.ports import FabricState
 from fmctl.rpc import errors
 from fmctl.rpc.client import target
 from fmctl.rpc.unixsocket import SocketPlace

@@ -4,9 +4,9 @@ from __future__ import annotations
 from fmctl import platforms
 from fmctl.control.agent import LocalAgent
 from fmctl.control.fabric import FabricController
+from fmctl.core.answers import FabricState
 from fmctl.core.errors import FabricBusy
 from fmctl.core.partition import PartitionList
-from fmctl.core.ports import FabricState
 from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.nvfm import MemoryNvfm

@@ -12,6 +12,7 @@ import pytest
 from fmctl import platforms
 from fmctl.control.agent import LocalAgent
 from fmctl.control.fabric import FabricController
+from fmctl.core.answers import AgentStatus, FabricState
 from fmctl.core.errors import (
     ActivationFailed,
     AgentUnreachable,
@@ -25,7 +26,6 @@ from fmctl.core.errors import (
 )
 from fmctl.core.fmcode import FmCode, Operation
 from fmctl.core.partition import PartitionList
-from fmctl.core.ports import AgentStatus, FabricState
 from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults

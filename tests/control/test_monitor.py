@@ -4,7 +4,7 @@ from __future__ import annotations
 import threading
 
 from fmctl.control.monitor import Monitor
-from fmctl.core.ports import FabricState
+from fmctl.core.answers import FabricState
 from tests.support import eventually
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from fmctl.core import outcome
+from fmctl.core.answers import FabricState
 from fmctl.core.errors import (
     ActivationFailed,
     AgentUnreachable,
@@ -18,7 +19,6 @@ from fmctl.core.errors import (
 )
 from fmctl.core.fmcode import FmCode
 from fmctl.core.partition import Gpu, Partition, PartitionList
-from fmctl.core.ports import FabricState
 
 PAIR, OTHER_PAIR, QUAD = 3, 4, 1
 ALL_CODES = [*(code for code in FmCode if code is not FmCode.SUCCESS), -999, None]
