@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 MAX_UNIX_PATH = 107
 """Bytes that a unix socket's path can have on Linux (unix(7), less the closing zero)."""
@@ -15,7 +14,7 @@ MAX_UNIX_PATH = 107
 class UnixAddress:
     """A unix socket, by its absolute path."""
 
-    path: Path
+    path: str
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
@@ -76,14 +75,14 @@ class Address:
 
 
 def _unix(path: str) -> UnixAddress:
-    path = "/" + path.lstrip("/") if path.startswith("//") else path
     if not path.startswith("/"):
         raise ValueError(f"unix:{path} needs an absolute path")
     if "\0" in path:
         raise ValueError("a path cannot hold a zero byte")
-    if len(path.encode()) > MAX_UNIX_PATH:
+    plain = re.sub("/(\\./|/)+", "/", path)
+    if len(plain.encode()) > MAX_UNIX_PATH:
         raise ValueError(f"unix:{path} is longer than the {MAX_UNIX_PATH} bytes that Linux allows")
-    return UnixAddress(Path(path))
+    return UnixAddress(plain)
 
 
 def _vsock(text: str) -> VsockAddress:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -84,7 +85,7 @@ class Server:
         """Bind and serve; raises FmctlError where the address cannot be served at."""
         where = self._listening.address.where
         if isinstance(where, UnixAddress):
-            self._place = SocketPlace(where.path, self._listening.group)
+            self._place = SocketPlace(Path(where.path), self._listening.group)
             self._place.take()
         else:
             _refuse_tcp(self._listening)

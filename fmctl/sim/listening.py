@@ -29,7 +29,8 @@ async def listen(address: Address, protocol: Callable[[], asyncio.Protocol]) -> 
             bound = _bind(address)
             cleanup.callback(bound.close)
             if isinstance(address.where, UnixAddress):
-                cleanup.callback(_remove_if_same, address.where.path, address.where.path.stat())
+                path = Path(address.where.path)
+                cleanup.callback(_remove_if_same, path, path.stat())
             server = await loop.create_server(protocol, sock=bound, backlog=_BACKLOG)
         except OSError as error:
             raise _refusal(address, error) from error
@@ -42,7 +43,7 @@ async def listen(address: Address, protocol: Callable[[], asyncio.Protocol]) -> 
 def _bind(address: Address) -> socket.socket:
     match address.where:
         case UnixAddress(path):
-            return _bind_unix(path)
+            return _bind_unix(Path(path))
         case TcpAddress(host, port):
             family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             return _bound(socket.socket(family, kind, protocol), target)

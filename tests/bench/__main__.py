@@ -31,7 +31,7 @@ MEMORY = Path("/dev/shm")
 """A file system in memory, such as /run is on a host; claims and sockets lie there."""
 
 ROUNDS = 1_000
-CLI_RUNS = 15
+CLI_RUNS = 31
 FEW_CALLS, MANY_CALLS = 1_000, 10_000
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,7 +17,7 @@ words = st.integers(0, 2**32 - 1)
 names = st.from_regex(r"[A-Za-z0-9._-]{1,40}", fullmatch=True)
 segments = st.from_regex(r"[A-Za-z0-9._:-]{1,12}", fullmatch=True).filter(lambda segment: segment != ".")
 tcp = st.builds(TcpAddress, names | st.ip_addresses().map(str), ports)
-unix = st.lists(segments, min_size=1, max_size=7).map(lambda parts: UnixAddress(Path("/", *parts)))
+unix = st.lists(segments, min_size=1, max_size=7).map(lambda parts: UnixAddress("/" + "/".join(parts)))
 vsock = st.builds(VsockAddress, words, words)
 
 
@@ -30,9 +29,9 @@ def test_an_address_survives_being_written_and_read(where: TcpAddress | UnixAddr
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        pytest.param("unix:/run/fmctl/agent.sock", UnixAddress(Path("/run/fmctl/agent.sock")), id="unix"),
-        pytest.param("unix:///run/agent.sock", UnixAddress(Path("/run/agent.sock")), id="unix-as-url"),
-        pytest.param("unix://run/agent.sock", UnixAddress(Path("/run/agent.sock")), id="two-slashes"),
+        pytest.param("unix:/run/fmctl/agent.sock", UnixAddress("/run/fmctl/agent.sock"), id="unix"),
+        pytest.param("unix:///run/agent.sock", UnixAddress("/run/agent.sock"), id="unix-as-url"),
+        pytest.param("unix://run/agent.sock", UnixAddress("/run/agent.sock"), id="two-slashes"),
         pytest.param("127.0.0.1:6666", TcpAddress("127.0.0.1", 6666), id="ipv4"),
         pytest.param("[::1]:6666", TcpAddress("::1", 6666), id="ipv6"),
         pytest.param("gpu-host.example:1", TcpAddress("gpu-host.example", 1), id="name"),
@@ -76,7 +75,7 @@ def test_what_is_no_address_is_refused(value: object, reason: str) -> None:
 
 def test_a_path_of_exactly_the_limit_is_taken() -> None:
     path = "/" + "x" * (MAX_UNIX_PATH - 1)
-    assert Address.parse(f"unix:{path}").where == UnixAddress(Path(path))
+    assert Address.parse(f"unix:{path}").where == UnixAddress(path)
 
 
 @pytest.mark.parametrize(
