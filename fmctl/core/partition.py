@@ -13,6 +13,13 @@ from typing import NamedTuple
 
 from fmctl.core.errors import NoSuchPartition
 
+MAX_PARTITIONS = 64
+"""Rows that Fabric Manager's list can hold (SDK header)."""
+MAX_GPUS = 16
+"""GPUs that a board, and so one row, can have (SDK header)."""
+MAX_NVLINKS = 64
+"""NVLink ports that one device can have (SDK header)."""
+
 
 class Gpu(NamedTuple):
     """A GPU as a member of one partition (`fmFabricPartitionGpuInfo_t`).

@@ -14,18 +14,12 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from fmctl.core import schema
-from fmctl.core.partition import PartitionList
+from fmctl.core.partition import MAX_GPUS, MAX_NVLINKS, MAX_PARTITIONS, PartitionList
 from fmctl.core.pci import PciClass, PciId
 from fmctl.core.schema import setting
 
 T = TypeVar("T")
 
-MAX_PARTITIONS = 64
-"""Rows that Fabric Manager's list can hold (SDK header)."""
-MAX_GPUS = 16
-"""GPUs that a board, and so one row, can have (SDK header)."""
-MAX_NVLINKS = 64
-"""NVLink ports that one device can have (SDK header)."""
 MAX_NUMBER = 2**32 - 1
 """The largest id or rate: the SDK header gives each 32 bits, and no narrower bound."""
 

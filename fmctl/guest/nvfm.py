@@ -17,11 +17,9 @@ from typing import Any
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.errors import BadRequest, FabricNotReady, VersionMismatch
 from fmctl.core.fmcode import FmCode, Operation, call_refused, connect_refused, describe
-from fmctl.core.partition import Gpu, Partition, PartitionList
+from fmctl.core.partition import MAX_GPUS, MAX_PARTITIONS, Gpu, Partition, PartitionList
 
 SONAME = "libnvfm.so.1"
-MAX_PARTITIONS = 64
-MAX_GPUS = 16
 
 
 class ConnectParamsV1(Structure):

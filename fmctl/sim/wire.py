@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmctl.core.fmcode import Operation
-from fmctl.core.partition import Gpu, Partition, PartitionList
-from fmctl.core.platform import MAX_GPUS, MAX_NVLINKS, MAX_PARTITIONS, PartitionRow
+from fmctl.core.partition import MAX_GPUS, MAX_NVLINKS, MAX_PARTITIONS, Gpu, Partition, PartitionList
+from fmctl.core.platform import PartitionRow
 from fmctl.sim.fabric import FailedDevice
 from fmctl.sim.faults import Counted, Lie
 
