@@ -76,7 +76,8 @@ def from_rpc_error(error: grpc.Call, *, who: str, changes: bool) -> FmctlError:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             if not info.reason:
-                return FmctlError(info.metadata["what"], why=info.metadata.get("why", ""))
+                texts = info.metadata  # a protobuf map gives the empty text for what it lacks
+                return FmctlError(texts["what"], why=texts["why"], fix=texts["fix"])
             return errors.restore(info.reason, info.metadata)
     return _foreign(error.code(), error.details() or "", who, changes=changes)
 

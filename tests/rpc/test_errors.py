@@ -84,8 +84,8 @@ def test_an_error_arrives_as_it_left(reason: Reason) -> None:
 
 
 def test_an_error_of_this_machine_arrives_without_a_reason() -> None:
-    got = received(FmctlError("disk full", why="no space"))
-    assert (type(got), got.what, got.why) == (FmctlError, "disk full", "no space")
+    got = received(FmctlError("disk full", why="no space", fix="free some"))
+    assert (type(got), got.what, got.why, got.fix) == (FmctlError, "disk full", "no space", "free some")
 
 
 @pytest.mark.parametrize("code", FmCode, ids=lambda code: str(code.name))
