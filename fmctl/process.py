@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one way to start a process, and to end with the process that started this one.
 
-Children start by exec, never by fork alone: a process that serves gRPC has threads. Each child can be tied to its
-parent by a lifeline, a pipe that closes when the parent dies by any means, so that nothing is left running.
+Children start by exec, never by fork alone: a process that serves gRPC has threads. Each child is given a
+lifeline, a pipe that closes when the parent dies by any means, so that nothing is left running.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fmctl.core.errors import FmctlError
 
@@ -29,12 +29,11 @@ class CommandFailed(FmctlError):
 class Child:
     """A running child process. As a context manager it is stopped on leaving."""
 
-    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None):
+    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> None:
         """Start `argv` in a session of its own, so that Ctrl-C reaches this process alone, which then stops it.
 
         Its standard input is empty and its output that of this process. Raises CommandFailed if it cannot be started.
         """
-        self.name = " ".join(argv[:4])
         theirs, self._lifeline = os.pipe()
         try:
             self._popen = subprocess.Popen(
@@ -42,7 +41,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[*pass_fds, theirs],
                 start_new_session=True,
-                env={**os.environ, **(env or {}), LIFELINE: str(theirs)},
+                env={**os.environ, LIFELINE: str(theirs)},
             )
         except OSError as error:
             os.close(self._lifeline)
