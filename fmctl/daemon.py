@@ -12,6 +12,7 @@ from pathlib import Path
 from fmctl import platforms, process
 from fmctl.control.fabric import FabricController
 from fmctl.control.monitor import Monitor
+from fmctl.core.address import Address
 from fmctl.core.settings import AbsolutePath, DaemonSettings
 from fmctl.host.claims import FileClaims
 from fmctl.rpc.agent_client import AgentClient
@@ -25,11 +26,12 @@ log = logging.getLogger(__name__)
 def run(settings: DaemonSettings, *, insecure_tcp: bool = False, simulated: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, whether the agent answers or not; raises FmctlError where that is not possible."""
     process.hold_lifeline()
-    agent = AgentClient(settings.agent)
+    address = settings.agent or Address.parse("unix:/run/fmctl/agent.sock")
+    agent = AgentClient(address)
     controller = FabricController(
         agent,
         FileClaims(Path(settings.claims_file.path)),
-        agent_address=str(settings.agent),
+        agent_address=str(address),
         platform=platforms.resolve(settings.platform) if settings.platform else None,
         known_platforms=platforms.every(),
         call_timeout=settings.call_timeout_s,

@@ -40,8 +40,8 @@ def _write_function(simulated: SimulatedFunction, root: Path, links: Path) -> No
     for name, text in attributes.items():
         if text:
             (device / name).write_text(text + "\n")
-    identity = function.id.vendor.to_bytes(2, "little") + function.id.device.to_bytes(2, "little")
-    (device / "config").write_bytes(identity + bytes(60) if simulated.state.answers else b"\xff" * 64)
+    (device / "driver_override").write_text(f"{function.override or '(null)'}\n")
+    (device / "config").write_bytes(simulated.config)
     if simulated.vpd:
         (device / "vpd").write_bytes(simulated.vpd)
     if function.driver:

@@ -19,7 +19,8 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
     ├── ActivationFailed
     └── Retryable                  the same call may be made again
         ├── FabricNotReady         nothing was changed
-        │   └── FabricBusy         another call is under way
+        │   ├── FabricBusy         another call is under way
+    │   └── HypervisorUnreachable
         ├── AgentUnreachable       nothing was changed
         └── OutcomeUnknown         something may have been changed
 """
@@ -184,6 +185,10 @@ class FabricNotReady(Retryable):
 
 class FabricBusy(FabricNotReady):
     """Fabric Manager still serves another call of this agent's, which tells nothing of how it is."""
+
+
+class HypervisorUnreachable(FabricNotReady):
+    """Libvirt does not answer. Nothing was changed."""
 
 
 class AgentUnreachable(Retryable):

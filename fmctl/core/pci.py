@@ -69,7 +69,11 @@ _BDF = "([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\\.([0-7])"
 
 @dataclass(frozen=True)
 class PciFunction:
-    """What the kernel knows of a PCI function without asking it. `ports` are the bridges above it, outermost first."""
+    """What the kernel knows of a PCI function without asking it.
+
+    `override` is the one driver that the kernel may give it, empty where any may have it; `ports` are the bridges above
+    it, outermost first.
+    """
 
     bdf: Bdf
     id: PciId
@@ -79,6 +83,7 @@ class PciFunction:
     iommu_group: int | None = None
     numa_node: int | None = None
     ports: tuple[Bdf, ...] = ()
+    override: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ Every call that leaves the process takes a timeout in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fmctl.core.answers import AgentStatus
+from fmctl.core.domain import Domain
+from fmctl.core.kernel import KernelFacts
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import Bdf, FunctionState, PciFunction
+from fmctl.core.vfio import Holder
 
 
 class FabricManager(Protocol):
@@ -64,5 +67,63 @@ class PciBus(Protocol):
     def state(self, bdf: Bdf) -> FunctionState | None:
         """What that function answers; None where it is gone."""
 
+    def config(self, bdf: Bdf) -> bytes:
+        """Its configuration space: 4096 bytes for a privileged reader, else 64; none where it is gone."""
+
     def vpd(self, bdf: Bdf) -> bytes:
         """Its vital product data; empty where it has none or is gone."""
+
+
+class VfioDevices(Protocol):
+    """The writes that decide which driver a PCI function has, and who holds an IOMMU group.
+
+    Each write raises WriteFailed with the kernel's own reason, or WriteOverdue when it did not end in time: the kernel
+    may then be at it still.
+    """
+
+    def override(self, bdf: Bdf, driver: str, *, timeout: float) -> None:
+        """Let the kernel give the function this driver alone; with an empty name, any."""
+
+    def unbind(self, bdf: Bdf, *, timeout: float) -> None:
+        """Take the function from its driver. A running VM that holds it loses it at once."""
+
+    def probe(self, bdf: Bdf, *, timeout: float) -> None:
+        """Let the kernel look for a driver for the function, which has none."""
+
+    def stop_bus_master(self, bdf: Bdf, *, timeout: float) -> None:
+        """Forbid the function to read or write memory by itself."""
+
+    def reset(self, bdf: Bdf, *, timeout: float) -> None:
+        """Reset the function by the first of its reset methods."""
+
+    def holders(self, group: int) -> tuple[Holder, ...] | None:
+        """The processes that have the group open; None if nobody has, and empty if somebody has who is not known."""
+
+
+class Kernel(Protocol):
+    """What the host's kernel says of itself."""
+
+    def facts(self) -> KernelFacts:
+        """Its command line, modules and their parameters, and IOMMUs, as they are now."""
+
+
+class Hypervisor(Protocol):
+    """Libvirt. Every call raises HypervisorUnreachable where libvirt does not answer in time."""
+
+    def domains(self, *, timeout: float) -> tuple[Domain, ...]:
+        """Every domain that has a process, by name."""
+
+    def create(self, xml: str, *, timeout: float) -> Domain:
+        """Start a transient domain; raises DomainRefused where libvirt does not take it, or one has its name."""
+
+    def shutdown(self, uuid: str, *, timeout: float) -> None:
+        """Ask a domain to shut down; does nothing where there is none."""
+
+    def destroy(self, uuid: str, *, timeout: float) -> None:
+        """End a domain's process at once; does nothing where there is none."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed`, from a thread of its own, whenever domains or the connection to libvirt may have changed."""
+
+    def close(self) -> None:
+        """Let go of the connection; domains go on."""

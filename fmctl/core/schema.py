@@ -43,7 +43,7 @@ def load(cls: type[T], text: str, source: str) -> T:
         raise _refusal(source, wrong.key, wrong.reason) from None
 
 
-def dump_entry(key: str, value: str | float) -> str:
+def dump_entry(key: str, value: Any) -> str:
     """One key with a plain value, as a line of YAML."""
     return yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True, width=10_000).strip()
 

@@ -8,8 +8,10 @@ texts. The command line overrides single values.
 from __future__ import annotations
 
 import dataclasses
+import re
 from enum import Enum
 from pathlib import PurePosixPath
+from typing import Any
 
 from fmctl.core import schema
 from fmctl.core.address import Address
@@ -34,12 +36,110 @@ class AbsolutePath:
     @classmethod
     def parse(cls, value: object) -> AbsolutePath:
         """Read a path; raises ValueError."""
-        if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        if not isinstance(value, str) or not value.startswith("/"):
             raise ValueError(f"an absolute path is wanted, not {value!r}")
+        if not value.isprintable() or ".." in PurePosixPath(value).parts:
+            raise ValueError(f"a path of printable characters and without .. is wanted, not {value!r}")
         return cls(PurePosixPath(value))
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainName:
+    """The name of a libvirt domain, which also names files."""
+
+    name: str
+
+    @classmethod
+    def parse(cls, value: object) -> DomainName:
+        """Read a name; raises ValueError."""
+        if not isinstance(value, str) or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+            raise ValueError(f"a name of at most 63 letters, digits, dots, dashes and underscores, not {value!r}")
+        return cls(value)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Uuid:
+    """A UUID in lower case."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, value: object) -> Uuid:
+        """Read a UUID; raises ValueError."""
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value):
+            raise ValueError(f"a UUID in lower case is wanted, not {value!r}")
+        return cls(value)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class DomainType(str, Enum):
+    """How libvirt runs a VM: by the processor's virtualisation, or in software, which is for trials alone."""
+
+    KVM = "kvm"
+    QEMU = "qemu"
+
+
+class Boot(str, Enum):
+    """How the Service VM boots: a kernel from the host's files, or firmware from its disk."""
+
+    KERNEL = "kernel"
+    UEFI = "uefi"
+
+
+class Restart(str, Enum):
+    """When a live Service VM may be restarted by itself."""
+
+    WHEN_IDLE = "when-idle"
+    ALWAYS = "always"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceVmSettings:
+    """The Service VM's domain."""
+
+    managed: bool = setting(
+        default=True, doc="false where someone else runs the Service VM; `agent` says where its agent serves then"
+    )
+    name: DomainName = setting(DomainName("fmctl-service-vm"), doc="the domain's name")
+    uuid: Uuid = setting(Uuid("6f0f3b54-8d0c-4d9e-9c1b-0f6d63746c01"), doc="the domain's UUID")
+    cid: int = setting(1000, doc="its context id for vsock; no other domain of the host may have it", low=3, high=2**31)
+    agent_port: int = setting(6767, doc="the vsock port where its agent serves", low=1, high=2**31)
+    domain_type: DomainType = setting(DomainType.KVM, doc="kvm, or qemu for trials without KVM")
+    vcpus: int = setting(2, doc="its processors", low=1, high=64)
+    memory_mib: int = setting(4096, doc="its memory in MiB, all of it locked", low=256, high=1024 * 1024)
+    boot: Boot = setting(Boot.KERNEL, doc="kernel, or uefi to boot the root image by its firmware")
+    kernel: AbsolutePath | None = setting(None, doc="its kernel, for boot: kernel")
+    initrd: AbsolutePath | None = setting(None, doc="its initial RAM disk, for boot: kernel")
+    kernel_arguments: str = setting("console=ttyS0 panic=-1", doc="its kernel's command line, for boot: kernel")
+    root_image: AbsolutePath | None = setting(None, doc="its root image, attached read-only; needed for boot: uefi")
+    firmware: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/usr/share/OVMF/OVMF_CODE_4M.fd")), doc="its firmware, for boot: uefi"
+    )
+    network: str = setting("", doc="the libvirt network of its one network card; empty for no card")
+    console_log: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/var/log/libvirt/qemu/fmctl-service-vm-console.log")),
+        doc="the file that its console is written to",
+    )
+    start_timeout_s: float = setting(
+        300.0, doc="seconds from its start within which its agent must answer", low=1, high=3600
+    )
+    stop_timeout_s: float = setting(60.0, doc="seconds that it has to shut down", low=1, high=3600)
+    restart_limit: int = setting(5, doc="restarts within an hour, after which it stays as it is", low=0, high=1000)
+
+    def __post_init__(self) -> None:
+        """Refuse what could break out of a document."""
+        if self.network and not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.network):
+            raise ValueError(f"network: {self.network!r} is no name of a libvirt network")
+        if not self.kernel_arguments.isprintable() or not self.kernel_arguments.isascii():
+            raise ValueError("kernel_arguments: printable ASCII is wanted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +148,10 @@ class AgentSettings:
 
     listen: Address = setting(Address.parse("unix:/run/fmctl/agent.sock"), doc="where the agent serves: unix:PATH")
     socket_group: str = setting("", doc="group that may call, by name; empty for the group the agent runs as")
+    vsock_port: int = setting(0, doc="the vsock port where the agent serves too; 0 for none", low=0, high=2**31)
+    allowed_peers: tuple[int, ...] = setting(
+        (2,), doc="context ids that may call over vsock, from a port below 1024; 2 is the host"
+    )
     fm_address: Address = setting(
         Address.parse("127.0.0.1:6666"),
         doc="Fabric Manager's API: HOST:PORT, unix:PATH or vsock:CID:PORT, as fabricmanager.cfg's FM_CMD_* keys say",
@@ -67,11 +171,26 @@ class DaemonSettings:
 
     listen: Address = setting(Address.parse("unix:/run/fmctl/fmctld.sock"), doc="where the daemon serves: unix:PATH")
     socket_group: str = setting("", doc="group that may call, by name; empty for the group the daemon runs as")
-    agent: Address = setting(
-        Address.parse("unix:/run/fmctl/agent.sock"), doc="where the agent serves: unix:PATH or HOST:PORT"
+    agent: Address | None = setting(
+        None,
+        doc="where the agent serves, with service_vm.managed: false: unix:PATH, HOST:PORT or vsock:CID:PORT",
     )
     platform: str = setting(
-        "", doc="the board, by name or by path of a platform file; empty to know it by Fabric Manager's table"
+        "",
+        doc="the board, by name or by path of a platform file; empty to know it by the host's devices, or by Fabric"
+        " Manager's table",
+    )
+    service_vm: ServiceVmSettings = setting(ServiceVmSettings(), doc="the Service VM's domain")
+    service_vm_restart: Restart = setting(
+        Restart.WHEN_IDLE,
+        doc="when a live Service VM that cannot be reached is restarted: when-idle (no VM holds two GPUs) or always",
+    )
+    libvirt_uri: str = setting("qemu:///system", doc="how libvirt is reached")
+    template_dir: AbsolutePath | None = setting(
+        None, doc="a folder whose files take the place of the templates of the same name"
+    )
+    gpu_map: AbsolutePath | None = setting(
+        None, doc="a YAML file with the PCI address of each GPU by physical id, such as 1: '0000:1b:00.0'"
     )
     claims_file: AbsolutePath = setting(
         AbsolutePath.parse("/run/fmctl/claims.json"),
@@ -88,12 +207,16 @@ class DaemonSettings:
     log_level: LogLevel = setting(LogLevel.INFO, doc="debug, info, warning or error")
 
 
-def documented(settings: AgentSettings | DaemonSettings) -> str:
+def documented(settings: Any, indent: str = "") -> str:
     """The settings as YAML that reads back to the same, each under its text."""
     lines = []
     for field in dataclasses.fields(settings):
         low, high = field.metadata["low"], field.metadata["high"]
-        limits = f" ({low:g} to {high:g})" if low is not None else ""
-        lines.append(f"# {field.metadata['doc']}{limits}")
-        lines.append(schema.dump_entry(field.name, schema.plain(getattr(settings, field.name))))
-    return "\n".join(lines) + "\n"
+        limits = f" ({low:.12g} to {high:.12g})" if low is not None else ""
+        lines.append(f"{indent}# {field.metadata['doc']}{limits}\n")
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value) and not hasattr(value, "parse"):
+            lines.append(f"{indent}{field.name}:\n{documented(value, indent + '  ')}")
+        else:
+            lines.append(f"{indent}{schema.dump_entry(field.name, schema.plain(value))}\n")
+    return "".join(lines)

@@ -15,6 +15,7 @@ from pathlib import Path
 from fmctl.core.pci import Bdf, FunctionState, Link, PciClass, PciFunction, PciId
 
 _BARS = 6
+_CONFIG_LIMIT = 4096
 _VPD_LIMIT = 32 * 1024
 """Bytes of vital product data that a function can have (PCI Local Bus Specification 3.0, appendix I)."""
 
@@ -49,6 +50,10 @@ class Sysfs:
             reset_methods=tuple(_text(device / "reset_method").split()),
         )
 
+    def config(self, bdf: Bdf) -> bytes:
+        """Its configuration space; 64 bytes of it without privileges, none where it is gone."""
+        return _bytes(self._devices / str(bdf) / "config", _CONFIG_LIMIT)
+
     def vpd(self, bdf: Bdf) -> bytes:
         """Its vital product data; empty where it has none or is gone."""
         return _bytes(self._devices / str(bdf) / "vpd", _VPD_LIMIT)
@@ -68,7 +73,14 @@ def _function(device: Path) -> PciFunction | None:
         iommu_group=_decimal(_linked(device / "iommu_group")),
         numa_node=_decimal(_text(device / "numa_node")),
         ports=_ports(device),
+        override=_override(device),
     )
+
+
+def _override(device: Path) -> str:
+    """The kernel writes `(null)` where there is none."""
+    text = _text(device / "driver_override")
+    return "" if text == "(null)" else text
 
 
 def _text(path: Path) -> str:

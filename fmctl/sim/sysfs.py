@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fmctl.core.inventory import Role, kinds
 from fmctl.core.pci import Bdf, FunctionState, Link, PciClass, PciFunction, PciId
@@ -36,6 +37,14 @@ class SimulatedFunction:
     state: FunctionState
     vpd: bytes = b""
 
+    @property
+    def config(self) -> bytes:
+        """Its configuration space: the two ids, and zeros."""
+        if not self.state.answers:
+            return b"\xff" * 64
+        ids = (self.function.id.vendor, self.function.id.device)
+        return b"".join(number.to_bytes(2, "little") for number in ids) + bytes(60)
+
 
 class SimulatedBus:
     """The functions of a pretended host, any of which can vanish, die or lose lanes."""
@@ -51,6 +60,11 @@ class SimulatedBus:
         """What that function answers; None where it is gone."""
         simulated = self._functions.get(bdf)
         return simulated.state if simulated else None
+
+    def config(self, bdf: Bdf) -> bytes:
+        """Its configuration space; none where it is gone."""
+        simulated = self._functions.get(bdf)
+        return simulated.config if simulated else b""
 
     def vpd(self, bdf: Bdf) -> bytes:
         """Its vital product data."""
@@ -69,18 +83,23 @@ class SimulatedBus:
         """Let a function be gone."""
         del self._functions[bdf]
 
+    def change(self, bdf: Bdf, **fields: Any) -> None:
+        """Let the kernel know other things of a function, such as `driver` or `iommu_group`."""
+        simulated = self._functions[bdf]
+        self._functions[bdf] = replace(simulated, function=replace(simulated.function, **fields))
+
     def kill(self, bdf: Bdf) -> None:
         """Let a function's registers read as all ones."""
-        self._change(bdf, FunctionState(answers=False))
+        self._answer(bdf, FunctionState(answers=False))
 
     def narrow(self, bdf: Bdf, width: int) -> None:
         """Let a function's link have only so many lanes."""
         state = self._functions[bdf].state
         if state.link is None:
             raise ValueError(f"{bdf} has no link")
-        self._change(bdf, replace(state, link=replace(state.link, width=width)))
+        self._answer(bdf, replace(state, link=replace(state.link, width=width)))
 
-    def _change(self, bdf: Bdf, state: FunctionState) -> None:
+    def _answer(self, bdf: Bdf, state: FunctionState) -> None:
         self._functions[bdf] = replace(self._functions[bdf], state=state)
 
 

@@ -41,8 +41,10 @@ def test_every_function_answers_as_it_would(bus: PciBus, simulated: SimulatedBus
     for entry in simulated.everything():
         assert bus.state(entry.function.bdf) == entry.state
         assert bus.vpd(entry.function.bdf) == entry.vpd
+        assert bus.config(entry.function.bdf) == entry.config
 
 
 def test_a_function_that_is_not_there_is_no_error(bus: PciBus) -> None:
     assert bus.state(NOWHERE) is None
     assert bus.vpd(NOWHERE) == b""
+    assert bus.config(NOWHERE) == b""
