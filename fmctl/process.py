@@ -29,19 +29,20 @@ class CommandFailed(FmctlError):
 class Child:
     """A running child process. As a context manager it is stopped on leaving."""
 
-    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> None:
+    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), lifeline: bool = True) -> None:
         """Start `argv` in a session of its own, so that Ctrl-C reaches this process alone, which then stops it.
 
-        Its standard input is empty and its output that of this process. Raises CommandFailed if it cannot be started.
+        Its standard input is empty and its output that of this process. Without a lifeline it outlives this process.
+        Raises CommandFailed if it cannot be started.
         """
         theirs, self._lifeline = os.pipe()
         try:
             self._popen = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,
-                pass_fds=[*pass_fds, theirs],
+                pass_fds=[*pass_fds, theirs] if lifeline else pass_fds,
                 start_new_session=True,
-                env={**os.environ, LIFELINE: str(theirs)},
+                env={**os.environ, LIFELINE: str(theirs)} if lifeline else None,
             )
         except OSError as error:
             os.close(self._lifeline)

@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent: Fabric Manager's calls one to one, and what can be told of its state. The daemon does the judging."""
+"""The agent: Fabric Manager's calls one to one, its process, and what can be told of its state.
+
+The daemon does the judging, and says when Fabric Manager starts and how.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fmctl import __version__
-from fmctl.core.answers import AgentStatus, FabricState
+from fmctl.core.answers import AgentStatus, FabricState, ProcessState, StartMode
 from fmctl.core.errors import FabricBusy, FmctlError
 from fmctl.core.outcome import state_behind
 from fmctl.core.partition import PartitionList
-from fmctl.core.ports import FabricManager
+from fmctl.core.ports import FabricManager, FabricProcess
+
+TELL_INTERVAL = 0.1
+"""Seconds between two attempts to tell a restarted Fabric Manager its active partitions."""
 
 
 class LocalAgent:
@@ -22,16 +30,24 @@ class LocalAgent:
     def __init__(
         self,
         fabric_manager: FabricManager,
+        fabric_process: FabricProcess,
+        end: Callable[[], None],
         *,
         library: str,
         call_timeout: float,
         clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """No call takes longer than `call_timeout` seconds, whatever its caller allows."""
+        """No call takes longer than `call_timeout` seconds, whatever its caller allows; `end` ends the agent."""
         self._fabric_manager = fabric_manager
+        self._process = fabric_process
+        self._end = end
+        self._starting = threading.Lock()
+        self._awaiting = False
         self._library = library
         self._call_timeout = call_timeout
         self._clock = clock
+        self._pause = pause
         self._asked = -math.inf
         self._last = AgentStatus(__version__, FabricState.UNREACHABLE, "not asked yet", library)
 
@@ -59,16 +75,64 @@ class LocalAgent:
         """Tell a restarted Fabric Manager which partitions are active."""
         self._fabric_manager.set_activated(partition_ids, timeout=min(timeout, self._call_timeout))
 
+    def start_fabric_manager(self, mode: StartMode, active: Sequence[int], *, timeout: float) -> None:
+        """Start Fabric Manager; for a restart, tell it the active partitions as soon as it takes calls."""
+        if not self._starting.acquire(blocking=False):
+            raise FabricBusy("Fabric Manager is being started", why="another call does so", fix="wait for it")
+        try:
+            deadline = self._clock() + timeout
+            self._awaiting = mode is StartMode.RESTART
+            self._process.start(restart=self._awaiting)
+            if self._awaiting:
+                self._tell(active, deadline)
+        finally:
+            self._awaiting = False
+            self._starting.release()
+
+    def restart(self, *, timeout: float) -> None:
+        """End the agent, which is then started again by who keeps it."""
+        self._end()
+
     def status(self, *, timeout: float) -> AgentStatus:
         """Fabric Manager's state, from how it answers a list now; the last known one while it serves another call."""
         return self.recent_status(0.0, timeout=timeout)
 
     def recent_status(self, max_age: float, *, timeout: float) -> AgentStatus:
         """Fabric Manager's state, from a list that anyone asked for in the last `max_age` seconds, or from one now."""
+        known = self._known()
+        if known is not None:
+            return replace(self._last, state=known[0], message=known[1])
         if self._clock() - self._asked >= max_age:
             with contextlib.suppress(FmctlError):
                 self.list_partitions(timeout=timeout)
         return self._last
+
+    def _known(self) -> tuple[FabricState, str] | None:
+        """What needs no question to Fabric Manager."""
+        if self._awaiting:
+            return FabricState.AWAITING_ACTIVE_LIST, "it was started to take up its state"
+        process = self._process.state()
+        if process is ProcessState.NOT_STARTED:
+            return FabricState.NOT_STARTED, "it starts when the daemon says so"
+        if process is ProcessState.ENDED:
+            return FabricState.ENDED, "its process is gone; active partitions go on without it"
+        return None
+
+    def _tell(self, active: Sequence[int], deadline: float) -> None:
+        """Set the list until Fabric Manager took it: a list that it answers shows that it waits no more."""
+        while True:
+            try:
+                return self.set_activated(active, timeout=max(0.1, deadline - self._clock()))
+            except FmctlError as error:
+                failure = error
+            with contextlib.suppress(FmctlError):
+                self._fabric_manager.list_partitions(timeout=max(0.1, deadline - self._clock()))
+                return
+            if self._process.state() is ProcessState.ENDED:
+                raise FmctlError("Fabric Manager ended before it took the active partitions") from failure
+            if self._clock() >= deadline:
+                raise failure
+            self._pause(TELL_INTERVAL)
 
     def _note(self, state: FabricState, message: str, *, simulated: bool) -> None:
         self._asked = self._clock()

@@ -14,10 +14,28 @@ class FabricState(str, Enum):
     """What can be told of Fabric Manager from outside."""
 
     UNREACHABLE = "unreachable"
+    NOT_STARTED = "not started"
+    ENDED = "ended"
     INITIALISING = "initialising"
     AWAITING_ACTIVE_LIST = "awaiting active list"
     READY = "ready"
     FAILED = "failed"
+
+
+class ProcessState(str, Enum):
+    """Fabric Manager's process, as the agent knows it; unmanaged where the agent is not the one who starts it."""
+
+    UNMANAGED = "unmanaged"
+    NOT_STARTED = "not started"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class StartMode(str, Enum):
+    """How Fabric Manager starts: initialising the NVSwitches, or taking up where it was while traffic goes on."""
+
+    FRESH = "fresh"
+    RESTART = "restart"
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,20 @@ class AgentStatus:
     message: str = ""
     library: str = ""
     simulated: bool = False
+
+
+class ServiceVmState(str, Enum):
+    """How far the Service VM is."""
+
+    UNMANAGED = "unmanaged"
+    ABSENT = "absent"
+    STARTING = "starting"
+    BOOTING = "booting"
+    AGENT_UP = "agent up"
+    INITIALISING = "FM initialising"
+    AWAITING_ACTIVE_LIST = "awaiting active list"
+    READY = "ready"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -60,6 +92,24 @@ class AgentInfo:
 
 
 @dataclass(frozen=True)
+class ServiceVmStatus:
+    """The Service VM, as the daemon sees it.
+
+    `message` explains a state that is not ready, `changed` tells that its next start takes another domain than the one
+    that runs, and `degraded` why the host takes no new work, where it takes none.
+    """
+
+    state: ServiceVmState = ServiceVmState.UNMANAGED
+    message: str = ""
+    name: str = ""
+    uuid: str = ""
+    cid: int = 0
+    changed: bool = False
+    degraded: str = ""
+    console_log: str = ""
+
+
+@dataclass(frozen=True)
 class DaemonStatus:
     """The daemon, and what it sees behind it. `started` is in seconds since the epoch."""
 
@@ -70,3 +120,4 @@ class DaemonStatus:
     fabric_message: str = ""
     platform: str = ""
     simulated: bool = False
+    service_vm: ServiceVmStatus = ServiceVmStatus()

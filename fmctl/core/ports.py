@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from fmctl.core.answers import AgentStatus
+from fmctl.core.answers import AgentStatus, ProcessState, StartMode
 from fmctl.core.domain import Domain
 from fmctl.core.kernel import KernelFacts
 from fmctl.core.partition import PartitionList
-from fmctl.core.pci import Bdf, FunctionState, PciFunction
+from fmctl.core.pci import CONFIG_SIZE, Bdf, FunctionState, PciFunction
 from fmctl.core.vfio import Holder
 
 
@@ -38,11 +38,34 @@ class FabricManager(Protocol):
         """Tell a Fabric Manager that was started with --restart which partitions are active; none is a valid list."""
 
 
+class FabricProcess(Protocol):
+    """Fabric Manager's own process, in the Service VM."""
+
+    def state(self) -> ProcessState:
+        """Whether it runs, or ran since the guest booted."""
+
+    def start(self, *, restart: bool) -> None:
+        """Start it, in the place of one that runs; with `restart` it takes up its state and waits for a list."""
+
+
 class Agent(FabricManager, Protocol):
     """The agent in the Service VM, as the daemon sees it."""
 
     def status(self, *, timeout: float) -> AgentStatus:
         """The agent's own state and Fabric Manager's; raises AgentUnreachable, and nothing else."""
+
+
+class KeptAgent(Agent, Protocol):
+    """The agent, as who keeps the Service VM alive sees it."""
+
+    def start_fabric_manager(self, mode: StartMode, active: Sequence[int], *, timeout: float) -> None:
+        """Start Fabric Manager, in the place of one that runs; with RESTART `active` are its active partitions.
+
+        Raises FabricNotReady or OutcomeUnknown as the other calls do, and FmctlError where the agent cannot start it.
+        """
+
+    def restart(self, *, timeout: float) -> None:
+        """End the agent, which is then started again by who keeps it; Fabric Manager goes on."""
 
 
 class Claims(Protocol):
@@ -67,8 +90,11 @@ class PciBus(Protocol):
     def state(self, bdf: Bdf) -> FunctionState | None:
         """What that function answers; None where it is gone."""
 
-    def config(self, bdf: Bdf) -> bytes:
-        """Its configuration space: 4096 bytes for a privileged reader, else 64; none where it is gone."""
+    def config(self, bdf: Bdf, offset: int = 0, size: int = CONFIG_SIZE) -> bytes:
+        """At most `size` bytes of its configuration space, which ends at 4096 for a privileged reader and else at 64.
+
+        Each four bytes are asked of the hardware, so ask for few. None where it is gone.
+        """
 
     def vpd(self, bdf: Bdf) -> bytes:
         """Its vital product data; empty where it has none or is gone."""

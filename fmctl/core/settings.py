@@ -152,6 +152,14 @@ class AgentSettings:
     allowed_peers: tuple[int, ...] = setting(
         (2,), doc="context ids that may call over vsock, from a port below 1024; 2 is the host"
     )
+    fm_command: tuple[str, ...] = setting(
+        (),
+        doc="Fabric Manager's command line, in the foreground, which the agent runs on the daemon's word, and with"
+        " --restart added to take up its state; empty where something else starts it",
+    )
+    run_dir: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/run/fmctl")), doc="where the agent notes Fabric Manager's process"
+    )
     fm_address: Address = setting(
         Address.parse("127.0.0.1:6666"),
         doc="Fabric Manager's API: HOST:PORT, unix:PATH or vsock:CID:PORT, as fabricmanager.cfg's FM_CMD_* keys say",

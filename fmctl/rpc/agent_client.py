@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fmctl.core.address import Address
-from fmctl.core.answers import AgentStatus
+from fmctl.core.answers import AgentStatus, StartMode
 from fmctl.core.errors import AgentUnreachable, FmctlError
 from fmctl.core.partition import PartitionList
 from fmctl.rpc import convert
@@ -58,3 +58,15 @@ class AgentClient(Client):
             answer.library,
             answer.simulated,
         )
+
+    def start_fabric_manager(self, mode: StartMode, active: Sequence[int], *, timeout: float) -> None:
+        """Start Fabric Manager, in the place of one that runs."""
+        request = manager.StartFabricManagerRequest(mode=_MODES[mode], active_partition_ids=active)
+        self.call(self._stub.StartFabricManager, request, timeout, changes=True)
+
+    def restart(self, *, timeout: float) -> None:
+        """End the agent, to be started again."""
+        self.call(self._stub.RestartAgent, manager.RestartAgentRequest(), timeout)
+
+
+_MODES = {StartMode.FRESH: manager.START_MODE_FRESH, StartMode.RESTART: manager.START_MODE_RESTART}

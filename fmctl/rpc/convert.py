@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _STATES = {
     FabricState.UNREACHABLE: partition_pb2.FABRIC_STATE_UNREACHABLE,
+    FabricState.NOT_STARTED: partition_pb2.FABRIC_STATE_NOT_STARTED,
+    FabricState.ENDED: partition_pb2.FABRIC_STATE_ENDED,
     FabricState.INITIALISING: partition_pb2.FABRIC_STATE_INITIALISING,
     FabricState.AWAITING_ACTIVE_LIST: partition_pb2.FABRIC_STATE_AWAITING_ACTIVE_LIST,
     FabricState.READY: partition_pb2.FABRIC_STATE_READY,

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import grpc
 
-from fmctl.core.ports import Agent
+from fmctl.core.answers import StartMode
+from fmctl.core.errors import BadRequest
+from fmctl.core.ports import KeptAgent
 from fmctl.rpc import convert
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as messages
 from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import FabricManagerServiceServicer
@@ -15,7 +17,7 @@ from fmctl.rpc.server import time_left
 class FabricManagerServicer(FabricManagerServiceServicer):
     """fmctl.v1.FabricManagerService."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: KeptAgent) -> None:
         self._agent = agent
 
     def ListFabricPartitions(
@@ -62,3 +64,25 @@ class FabricManagerServicer(FabricManagerServiceServicer):
             library=status.library,
             simulated=status.simulated,
         )
+
+    def StartFabricManager(
+        self, request: messages.StartFabricManagerRequest, context: grpc.ServicerContext
+    ) -> messages.StartFabricManagerResponse:
+        """Start Fabric Manager."""
+        mode = _MODES.get(request.mode)
+        active = list(request.active_partition_ids)
+        if mode is None or (mode is StartMode.FRESH and active):
+            why = "a fresh start has no active partitions" if mode else "the mode is not set"
+            raise BadRequest("Fabric Manager is not started", why=why, fix="correct the call")
+        self._agent.start_fabric_manager(mode, active, timeout=time_left(context))
+        return messages.StartFabricManagerResponse()
+
+    def RestartAgent(
+        self, request: messages.RestartAgentRequest, context: grpc.ServicerContext
+    ) -> messages.RestartAgentResponse:
+        """End the agent, to be started again."""
+        self._agent.restart(timeout=time_left(context))
+        return messages.RestartAgentResponse()
+
+
+_MODES = {messages.START_MODE_FRESH: StartMode.FRESH, messages.START_MODE_RESTART: StartMode.RESTART}

@@ -24,6 +24,7 @@ from fmctl.rpc.server import MANAGER_SERVICE, Listening, Server
 from fmctl.sim import shim
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
+from fmctl.sim.fmservice import Unmanaged
 from fmctl.sim.nvfm import MemoryNvfm
 from tests.support import Program
 
@@ -56,7 +57,7 @@ def start(request: pytest.FixtureRequest, folder: Path) -> Iterator[Start]:
 
         def over_grpc(worker: Worker) -> FabricManager:
             address = Address.parse(f"unix:{folder}/agent.sock")
-            servicer = FabricManagerServicer(LocalAgent(worker, library="", call_timeout=T))
+            servicer = FabricManagerServicer(LocalAgent(worker, Unmanaged(), lambda: None, library="", call_timeout=T))
             server = Server(
                 Listening(address),
                 MANAGER_SERVICE,

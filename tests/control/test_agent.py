@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from fmctl import platforms
 from fmctl.control.agent import LocalAgent
 from fmctl.control.fabric import FabricController
-from fmctl.core.answers import FabricState
-from fmctl.core.errors import FabricBusy
+from fmctl.core.answers import FabricState, StartMode
+from fmctl.core.errors import FabricBusy, FmctlError
 from fmctl.core.partition import PartitionList
 from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
+from fmctl.sim.fmservice import MemoryProcess, Unmanaged
 from fmctl.sim.nvfm import MemoryNvfm
 
 
@@ -22,7 +27,7 @@ class Clock:
 def test_a_recent_status_is_as_old_as_was_asked_for_and_no_older() -> None:
     clock = Clock()
     nvfm = MemoryNvfm(Fabric.started(platforms.load("hgx-h100-8"), now=0), clock=clock)
-    agent = LocalAgent(nvfm, library="memory", call_timeout=30, clock=clock)
+    agent = LocalAgent(nvfm, Unmanaged(), lambda: None, library="memory", call_timeout=30, clock=clock)
     assert agent.recent_status(5, timeout=1).state is FabricState.READY
     nvfm.replace(None)
     clock.now = 4.9
@@ -48,7 +53,7 @@ class Busy(MemoryNvfm):
 
 def test_a_call_under_way_tells_nothing_of_the_state() -> None:
     nvfm = Busy(Fabric.started(platforms.load("hgx-h100-8"), now=0))
-    agent = LocalAgent(nvfm, library="memory", call_timeout=30)
+    agent = LocalAgent(nvfm, Unmanaged(), lambda: None, library="memory", call_timeout=30)
     controller = FabricController(agent, MemoryClaims())
     assert controller.refresh() == (FabricState.READY, "")
     nvfm.busy = True
@@ -61,9 +66,134 @@ def test_a_call_under_way_tells_nothing_of_the_state() -> None:
 
 def test_a_status_keeps_saying_that_the_library_is_the_simulator_s() -> None:
     nvfm = MemoryNvfm(Fabric.started(platforms.load("hgx-h100-8"), now=0))
-    agent = LocalAgent(nvfm, library="memory", call_timeout=30)
+    agent = LocalAgent(nvfm, Unmanaged(), lambda: None, library="memory", call_timeout=30)
     assert agent.status(timeout=1).simulated
     nvfm.replace(None)
     status = agent.status(timeout=1)
     assert (status.simulated, status.library) == (True, "memory")
     assert "does not answer" in status.message
+
+
+class Slow(MemoryProcess):
+    """A process that serves nobody until it `wakes`."""
+
+    def start(self, *, restart: bool) -> None:
+        super().start(restart=False)
+        if restart:
+            self._nvfm.replace(None)
+
+    def wake(self) -> None:
+        super().start(restart=True)
+
+
+class Host:
+    """An agent that starts Fabric Manager itself, under a clock of its own; `paused` is called while it waits."""
+
+    def __init__(self, process: type[MemoryProcess] = MemoryProcess) -> None:
+        self.clock = Clock()
+        self.nvfm = MemoryNvfm(None, clock=self.clock)
+        self.process = process(self.nvfm, platforms.load("hgx-h100-8"), self.clock)
+        self.pauses: list[float] = []
+        self.paused: Callable[[], None] = lambda: None
+        self.ends = 0
+        self.agent = LocalAgent(
+            self.nvfm, self.process, self._end, library="memory", call_timeout=30, clock=self.clock, pause=self._pause
+        )
+
+    def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.clock.now += seconds
+        self.paused()
+
+    def _end(self) -> None:
+        self.ends += 1
+
+    @property
+    def state(self) -> FabricState:
+        return self.agent.status(timeout=1).state
+
+    def active(self) -> list[int]:
+        return [p.id for p in self.agent.list_partitions(timeout=1).partitions if p.active]
+
+
+def test_fabric_manager_starts_on_the_daemon_s_word() -> None:
+    host = Host()
+    assert host.state is FabricState.NOT_STARTED
+    host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=10)
+    assert host.state is FabricState.READY
+    host.agent.activate(3, timeout=1)
+    host.process.die()
+    assert host.state is FabricState.ENDED
+    host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=10)
+    assert (host.state, host.active()) == (FabricState.READY, [])
+
+
+def test_a_restart_is_told_its_active_partitions_before_anyone_else_is_served() -> None:
+    host = Host()
+    host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=10)
+    host.process.die()
+    host.agent.start_fabric_manager(StartMode.RESTART, (3, 4), timeout=10)
+    assert (host.state, host.active()) == (FabricState.READY, [3, 4])
+    host.process.die()
+    host.agent.start_fabric_manager(StartMode.RESTART, (), timeout=10)
+    assert (host.state, host.active()) == (FabricState.READY, [])
+
+
+def test_the_list_is_set_as_soon_as_fabric_manager_takes_calls() -> None:
+    host = Host(Slow)
+    states: list[FabricState] = []
+
+    def wake_at_the_fifth() -> None:
+        states.append(host.state)
+        if len(states) == 5 and isinstance(host.process, Slow):
+            host.process.wake()
+
+    host.paused = wake_at_the_fifth
+    host.agent.start_fabric_manager(StartMode.RESTART, (3,), timeout=10)
+    assert states == [FabricState.AWAITING_ACTIVE_LIST] * 5
+    assert host.active() == [3]
+    assert sum(host.pauses) <= 1
+
+
+def test_a_restart_that_does_not_get_there_in_time_fails_and_is_awaited_no_more() -> None:
+    host = Host(Slow)
+    with pytest.raises(FmctlError):
+        host.agent.start_fabric_manager(StartMode.RESTART, (3,), timeout=10)
+    assert 9.5 <= sum(host.pauses) <= 10.5
+    assert host.state is FabricState.UNREACHABLE
+
+
+def test_a_restart_without_a_usable_state_ends_and_says_so() -> None:
+    host = Host()
+    with pytest.raises(FmctlError, match="ended before it took the active partitions"):
+        host.agent.start_fabric_manager(StartMode.RESTART, (3,), timeout=10)
+    assert host.state is FabricState.ENDED
+
+
+def test_a_contradictory_list_is_refused_within_the_time() -> None:
+    host = Host()
+    host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=10)
+    with pytest.raises(FmctlError):
+        host.agent.start_fabric_manager(StartMode.RESTART, (1, 3), timeout=5)
+
+
+def test_one_start_at_a_time() -> None:
+    host = Host(Slow)
+    refusals: list[FabricBusy] = []
+
+    def again() -> None:
+        with pytest.raises(FabricBusy) as busy:
+            host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=1)
+        refusals.append(busy.value)
+        if isinstance(host.process, Slow):
+            host.process.wake()
+
+    host.paused = again
+    host.agent.start_fabric_manager(StartMode.RESTART, (), timeout=10)
+    assert len(refusals) == 1
+
+
+def test_a_restart_of_the_agent_is_its_end() -> None:
+    host = Host()
+    host.agent.restart(timeout=1)
+    assert host.ends == 1

@@ -29,6 +29,7 @@ from fmctl.core.partition import PartitionList
 from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
+from fmctl.sim.fmservice import Unmanaged
 from fmctl.sim.nvfm import MemoryNvfm
 
 PAIR, OTHER_PAIR, QUAD = 3, 4, 1
@@ -86,7 +87,7 @@ class Host:
 
     def __post_init__(self) -> None:
         self.nvfm = MemoryNvfm(self.fresh_fabric(), Faults.parse(self.faults))
-        self.line = Line(LocalAgent(self.nvfm, library="memory", call_timeout=30))
+        self.line = Line(LocalAgent(self.nvfm, Unmanaged(), lambda: None, library="memory", call_timeout=30))
         self.restart_daemon()
 
     def fresh_fabric(self) -> Fabric:

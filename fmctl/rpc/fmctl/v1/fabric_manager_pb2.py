@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from fmctl.rpc.fmctl.v1 import partition_pb2 as fmctl_dot_v1_dot_partition__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66mctl/v1/fabric_manager.proto\x12\x08\x66mctl.v1\x1a\x18\x66mctl/v1/partition.proto\"\x1d\n\x1bListFabricPartitionsRequest\"r\n\x1cListFabricPartitionsResponse\x12\'\n\npartitions\x18\x01 \x03(\x0b\x32\x13.fmctl.v1.Partition\x12\x16\n\x0emax_partitions\x18\x02 \x01(\r\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"6\n\x1e\x41\x63tivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"!\n\x1f\x41\x63tivateFabricPartitionResponse\"8\n DeactivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"#\n!DeactivateFabricPartitionResponse\"<\n#SetActivatedFabricPartitionsRequest\x12\x15\n\rpartition_ids\x18\x01 \x03(\r\"&\n$SetActivatedFabricPartitionsResponse\"\x17\n\x15GetAgentStatusRequest\"\x92\x01\n\x16GetAgentStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x0c\x66\x61\x62ric_state\x18\x02 \x01(\x0e\x32\x15.fmctl.v1.FabricState\x12\x16\n\x0e\x66\x61\x62ric_message\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\x12\x11\n\tsimulated\x18\x05 \x01(\x08\x32\xb7\x04\n\x14\x46\x61\x62ricManagerService\x12\x65\n\x14ListFabricPartitions\x12%.fmctl.v1.ListFabricPartitionsRequest\x1a&.fmctl.v1.ListFabricPartitionsResponse\x12n\n\x17\x41\x63tivateFabricPartition\x12(.fmctl.v1.ActivateFabricPartitionRequest\x1a).fmctl.v1.ActivateFabricPartitionResponse\x12t\n\x19\x44\x65\x61\x63tivateFabricPartition\x12*.fmctl.v1.DeactivateFabricPartitionRequest\x1a+.fmctl.v1.DeactivateFabricPartitionResponse\x12}\n\x1cSetActivatedFabricPartitions\x12-.fmctl.v1.SetActivatedFabricPartitionsRequest\x1a..fmctl.v1.SetActivatedFabricPartitionsResponse\x12S\n\x0eGetAgentStatus\x12\x1f.fmctl.v1.GetAgentStatusRequest\x1a .fmctl.v1.GetAgentStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66mctl/v1/fabric_manager.proto\x12\x08\x66mctl.v1\x1a\x18\x66mctl/v1/partition.proto\"\x1d\n\x1bListFabricPartitionsRequest\"r\n\x1cListFabricPartitionsResponse\x12\'\n\npartitions\x18\x01 \x03(\x0b\x32\x13.fmctl.v1.Partition\x12\x16\n\x0emax_partitions\x18\x02 \x01(\r\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"6\n\x1e\x41\x63tivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"!\n\x1f\x41\x63tivateFabricPartitionResponse\"8\n DeactivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"#\n!DeactivateFabricPartitionResponse\"<\n#SetActivatedFabricPartitionsRequest\x12\x15\n\rpartition_ids\x18\x01 \x03(\r\"&\n$SetActivatedFabricPartitionsResponse\"\x17\n\x15GetAgentStatusRequest\"\x92\x01\n\x16GetAgentStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x0c\x66\x61\x62ric_state\x18\x02 \x01(\x0e\x32\x15.fmctl.v1.FabricState\x12\x16\n\x0e\x66\x61\x62ric_message\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\x12\x11\n\tsimulated\x18\x05 \x01(\x08\"\\\n\x19StartFabricManagerRequest\x12!\n\x04mode\x18\x01 \x01(\x0e\x32\x13.fmctl.v1.StartMode\x12\x1c\n\x14\x61\x63tive_partition_ids\x18\x02 \x03(\r\"\x1c\n\x1aStartFabricManagerResponse\"\x15\n\x13RestartAgentRequest\"\x16\n\x14RestartAgentResponse*U\n\tStartMode\x12\x1a\n\x16START_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10START_MODE_FRESH\x10\x01\x12\x16\n\x12START_MODE_RESTART\x10\x02\x32\xe7\x05\n\x14\x46\x61\x62ricManagerService\x12\x65\n\x14ListFabricPartitions\x12%.fmctl.v1.ListFabricPartitionsRequest\x1a&.fmctl.v1.ListFabricPartitionsResponse\x12n\n\x17\x41\x63tivateFabricPartition\x12(.fmctl.v1.ActivateFabricPartitionRequest\x1a).fmctl.v1.ActivateFabricPartitionResponse\x12t\n\x19\x44\x65\x61\x63tivateFabricPartition\x12*.fmctl.v1.DeactivateFabricPartitionRequest\x1a+.fmctl.v1.DeactivateFabricPartitionResponse\x12}\n\x1cSetActivatedFabricPartitions\x12-.fmctl.v1.SetActivatedFabricPartitionsRequest\x1a..fmctl.v1.SetActivatedFabricPartitionsResponse\x12S\n\x0eGetAgentStatus\x12\x1f.fmctl.v1.GetAgentStatusRequest\x1a .fmctl.v1.GetAgentStatusResponse\x12_\n\x12StartFabricManager\x12#.fmctl.v1.StartFabricManagerRequest\x1a$.fmctl.v1.StartFabricManagerResponse\x12M\n\x0cRestartAgent\x12\x1d.fmctl.v1.RestartAgentRequest\x1a\x1e.fmctl.v1.RestartAgentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fmctl.rpc.fmctl.v1.fabric_manager_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STARTMODE']._serialized_start=849
+  _globals['_STARTMODE']._serialized_end=934
   _globals['_LISTFABRICPARTITIONSREQUEST']._serialized_start=69
   _globals['_LISTFABRICPARTITIONSREQUEST']._serialized_end=98
   _globals['_LISTFABRICPARTITIONSRESPONSE']._serialized_start=100
@@ -52,6 +54,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETAGENTSTATUSREQUEST']._serialized_end=527
   _globals['_GETAGENTSTATUSRESPONSE']._serialized_start=530
   _globals['_GETAGENTSTATUSRESPONSE']._serialized_end=676
-  _globals['_FABRICMANAGERSERVICE']._serialized_start=679
-  _globals['_FABRICMANAGERSERVICE']._serialized_end=1246
+  _globals['_STARTFABRICMANAGERREQUEST']._serialized_start=678
+  _globals['_STARTFABRICMANAGERREQUEST']._serialized_end=770
+  _globals['_STARTFABRICMANAGERRESPONSE']._serialized_start=772
+  _globals['_STARTFABRICMANAGERRESPONSE']._serialized_end=800
+  _globals['_RESTARTAGENTREQUEST']._serialized_start=802
+  _globals['_RESTARTAGENTREQUEST']._serialized_end=823
+  _globals['_RESTARTAGENTRESPONSE']._serialized_start=825
+  _globals['_RESTARTAGENTRESPONSE']._serialized_end=847
+  _globals['_FABRICMANAGERSERVICE']._serialized_start=937
+  _globals['_FABRICMANAGERSERVICE']._serialized_end=1680
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from fmctl.rpc.fmctl.v1 import partition_pb2 as _partition_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,27 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StartMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StartModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StartMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    START_MODE_UNSPECIFIED: _StartMode.ValueType  # 0
+    START_MODE_FRESH: _StartMode.ValueType  # 1
+    """Initialises the NVSwitches: NVLink traffic of every tenant ends."""
+    START_MODE_RESTART: _StartMode.ValueType  # 2
+    """Takes up its state file while traffic goes on."""
+
+class StartMode(_StartMode, metaclass=_StartModeEnumTypeWrapper): ...
+
+START_MODE_UNSPECIFIED: StartMode.ValueType  # 0
+START_MODE_FRESH: StartMode.ValueType  # 1
+"""Initialises the NVSwitches: NVLink traffic of every tenant ends."""
+START_MODE_RESTART: StartMode.ValueType  # 2
+"""Takes up its state file while traffic goes on."""
+Global___StartMode: _TypeAlias = StartMode  # noqa: Y015
 
 @_typing.final
 class ListFabricPartitionsRequest(_message.Message):
@@ -215,3 +237,73 @@ class GetAgentStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAgentStatusResponse: _TypeAlias = GetAgentStatusResponse  # noqa: Y015
+
+@_typing.final
+class StartFabricManagerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    ACTIVE_PARTITION_IDS_FIELD_NUMBER: _builtins.int
+    mode: Global___StartMode.ValueType
+    @_builtins.property
+    def active_partition_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With START_MODE_RESTART, the active partitions; may be empty."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___StartMode.ValueType = ...,
+        active_partition_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_partition_ids", b"active_partition_ids", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartFabricManagerRequest: _TypeAlias = StartFabricManagerRequest  # noqa: Y015
+
+@_typing.final
+class StartFabricManagerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartFabricManagerResponse: _TypeAlias = StartFabricManagerResponse  # noqa: Y015
+
+@_typing.final
+class RestartAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartAgentRequest: _TypeAlias = RestartAgentRequest  # noqa: Y015
+
+@_typing.final
+class RestartAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartAgentResponse: _TypeAlias = RestartAgentResponse  # noqa: Y015

@@ -62,6 +62,16 @@ class FabricManagerServiceStub(object):
                 request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.GetAgentStatusRequest.SerializeToString,
                 response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.GetAgentStatusResponse.FromString,
                 _registered_method=True)
+        self.StartFabricManager = channel.unary_unary(
+                '/fmctl.v1.FabricManagerService/StartFabricManager',
+                request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.StartFabricManagerRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.StartFabricManagerResponse.FromString,
+                _registered_method=True)
+        self.RestartAgent = channel.unary_unary(
+                '/fmctl.v1.FabricManagerService/RestartAgent',
+                request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentResponse.FromString,
+                _registered_method=True)
 
 
 class FabricManagerServiceServicer(object):
@@ -101,6 +111,20 @@ class FabricManagerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartFabricManager(self, request, context):
+        """Starts Fabric Manager, in the place of one that runs. A restart answers once the active partitions are set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartAgent(self, request, context):
+        """Ends the agent, which is then started again by what keeps it in the Service VM. Fabric Manager goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FabricManagerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +152,16 @@ def add_FabricManagerServiceServicer_to_server(servicer, server):
                     servicer.GetAgentStatus,
                     request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.GetAgentStatusRequest.FromString,
                     response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.GetAgentStatusResponse.SerializeToString,
+            ),
+            'StartFabricManager': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartFabricManager,
+                    request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.StartFabricManagerRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.StartFabricManagerResponse.SerializeToString,
+            ),
+            'RestartAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartAgent,
+                    request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +302,60 @@ class FabricManagerService(object):
             '/fmctl.v1.FabricManagerService/GetAgentStatus',
             fmctl_dot_v1_dot_fabric__manager__pb2.GetAgentStatusRequest.SerializeToString,
             fmctl_dot_v1_dot_fabric__manager__pb2.GetAgentStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartFabricManager(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.FabricManagerService/StartFabricManager',
+            fmctl_dot_v1_dot_fabric__manager__pb2.StartFabricManagerRequest.SerializeToString,
+            fmctl_dot_v1_dot_fabric__manager__pb2.StartFabricManagerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.FabricManagerService/RestartAgent',
+            fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentRequest.SerializeToString,
+            fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentResponse.FromString,
             options,
             channel_credentials,
             insecure,

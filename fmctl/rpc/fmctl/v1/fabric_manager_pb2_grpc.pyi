@@ -42,6 +42,10 @@ class FabricManagerServiceStub:
     SetActivatedFabricPartitions: _grpc.UnaryUnaryMultiCallable[_fabric_manager_pb2.SetActivatedFabricPartitionsRequest, _fabric_manager_pb2.SetActivatedFabricPartitionsResponse]
     """Tells a Fabric Manager that was started with --restart which partitions are active; it waits 60 s for this."""
     GetAgentStatus: _grpc.UnaryUnaryMultiCallable[_fabric_manager_pb2.GetAgentStatusRequest, _fabric_manager_pb2.GetAgentStatusResponse]
+    StartFabricManager: _grpc.UnaryUnaryMultiCallable[_fabric_manager_pb2.StartFabricManagerRequest, _fabric_manager_pb2.StartFabricManagerResponse]
+    """Starts Fabric Manager, in the place of one that runs. A restart answers once the active partitions are set."""
+    RestartAgent: _grpc.UnaryUnaryMultiCallable[_fabric_manager_pb2.RestartAgentRequest, _fabric_manager_pb2.RestartAgentResponse]
+    """Ends the agent, which is then started again by what keeps it in the Service VM. Fabric Manager goes on."""
 
 @_typing.type_check_only
 class FabricManagerServiceAsyncStub(FabricManagerServiceStub):
@@ -57,6 +61,10 @@ class FabricManagerServiceAsyncStub(FabricManagerServiceStub):
     SetActivatedFabricPartitions: _aio.UnaryUnaryMultiCallable[_fabric_manager_pb2.SetActivatedFabricPartitionsRequest, _fabric_manager_pb2.SetActivatedFabricPartitionsResponse]  # type: ignore[assignment]
     """Tells a Fabric Manager that was started with --restart which partitions are active; it waits 60 s for this."""
     GetAgentStatus: _aio.UnaryUnaryMultiCallable[_fabric_manager_pb2.GetAgentStatusRequest, _fabric_manager_pb2.GetAgentStatusResponse]  # type: ignore[assignment]
+    StartFabricManager: _aio.UnaryUnaryMultiCallable[_fabric_manager_pb2.StartFabricManagerRequest, _fabric_manager_pb2.StartFabricManagerResponse]  # type: ignore[assignment]
+    """Starts Fabric Manager, in the place of one that runs. A restart answers once the active partitions are set."""
+    RestartAgent: _aio.UnaryUnaryMultiCallable[_fabric_manager_pb2.RestartAgentRequest, _fabric_manager_pb2.RestartAgentResponse]  # type: ignore[assignment]
+    """Ends the agent, which is then started again by what keeps it in the Service VM. Fabric Manager goes on."""
 
 class FabricManagerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The agent in the Service VM: Fabric Manager's calls one to one, with no memory and no judgement. The daemon is its
@@ -99,5 +107,21 @@ class FabricManagerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fabric_manager_pb2.GetAgentStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fabric_manager_pb2.GetAgentStatusResponse, _abc.Awaitable[_fabric_manager_pb2.GetAgentStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def StartFabricManager(
+        self,
+        request: _fabric_manager_pb2.StartFabricManagerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fabric_manager_pb2.StartFabricManagerResponse, _abc.Awaitable[_fabric_manager_pb2.StartFabricManagerResponse]]:
+        """Starts Fabric Manager, in the place of one that runs. A restart answers once the active partitions are set."""
+
+    @_abc_1.abstractmethod
+    def RestartAgent(
+        self,
+        request: _fabric_manager_pb2.RestartAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fabric_manager_pb2.RestartAgentResponse, _abc.Awaitable[_fabric_manager_pb2.RestartAgentResponse]]:
+        """Ends the agent, which is then started again by what keeps it in the Service VM. Fabric Manager goes on."""
 
 def add_FabricManagerServiceServicer_to_server(servicer: FabricManagerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -48,6 +48,10 @@ class _FabricStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FabricSta
     FABRIC_STATE_AWAITING_ACTIVE_LIST: _FabricState.ValueType  # 3
     FABRIC_STATE_READY: _FabricState.ValueType  # 4
     FABRIC_STATE_FAILED: _FabricState.ValueType  # 5
+    FABRIC_STATE_NOT_STARTED: _FabricState.ValueType  # 6
+    """The agent starts Fabric Manager on the daemon's word, and has not yet done so since the guest booted."""
+    FABRIC_STATE_ENDED: _FabricState.ValueType  # 7
+    """Its process is gone. Active partitions go on without it."""
 
 class FabricState(_FabricState, metaclass=_FabricStateEnumTypeWrapper):
     """What can be told of Fabric Manager from outside."""
@@ -58,6 +62,10 @@ FABRIC_STATE_INITIALISING: FabricState.ValueType  # 2
 FABRIC_STATE_AWAITING_ACTIVE_LIST: FabricState.ValueType  # 3
 FABRIC_STATE_READY: FabricState.ValueType  # 4
 FABRIC_STATE_FAILED: FabricState.ValueType  # 5
+FABRIC_STATE_NOT_STARTED: FabricState.ValueType  # 6
+"""The agent starts Fabric Manager on the daemon's word, and has not yet done so since the guest booted."""
+FABRIC_STATE_ENDED: FabricState.ValueType  # 7
+"""Its process is gone. Active partitions go on without it."""
 Global___FabricState: _TypeAlias = FabricState  # noqa: Y015
 
 @_typing.final
