@@ -40,7 +40,7 @@ def _write_function(simulated: SimulatedFunction, root: Path, links: Path) -> No
     for name, text in attributes.items():
         if text:
             (device / name).write_text(text + "\n")
-    (device / "driver_override").write_text(f"{function.override or '(null)'}\n")
+    (device / "driver_override").write_text("(null)\n")
     (device / "config").write_bytes(simulated.config)
     if simulated.vpd:
         (device / "vpd").write_bytes(simulated.vpd)

@@ -43,6 +43,7 @@ class Problem:
     """One difference between host and platform file, in words."""
 
     fault: Fault
+    role: Role
     text: str
 
 
@@ -112,16 +113,22 @@ def _counted(role: Role, kind: Devices, devices: Sequence[Device]) -> list[Probl
     if kind.count is None or found == kind.count:
         return []
     fault = Fault.MISSING if found < kind.count else Fault.EXTRA
-    return [Problem(fault, f"{found} of {kind.count} {role.value} functions are there")]
+    return [Problem(fault, role, f"{found} of {kind.count} {role.value} functions are there")]
 
 
 def _asked(device: Device) -> list[Problem]:
     name = f"{device.role.value} {device.function.bdf}"
     state = device.state
     if state is None:
-        return [Problem(Fault.MISSING, f"{name} vanished while it was looked at")]
+        return [Problem(Fault.MISSING, device.role, f"{name} vanished while it was looked at")]
     if not state.answers:
-        return [Problem(Fault.DEAD, f"{name} does not answer: its registers read as all ones")]
+        return [Problem(Fault.DEAD, device.role, f"{name} does not answer: its registers read as all ones")]
     if state.link is not None and state.link.is_degraded:
-        return [Problem(Fault.DEGRADED, f"{name} has {state.link.width} of {state.link.max_width} PCI Express lanes")]
+        return [
+            Problem(
+                Fault.DEGRADED,
+                device.role,
+                f"{name} has {state.link.width} of {state.link.max_width} PCI Express lanes",
+            )
+        ]
     return []

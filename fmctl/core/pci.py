@@ -6,6 +6,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+CONFIG_SIZE = 4096
+"""Bytes of a PCI Express function's configuration space."""
+
 
 @dataclass(frozen=True, order=True)
 class PciId:
@@ -43,6 +46,10 @@ class PciClass:
         return f"{self.code:04x}"
 
 
+PCI_BRIDGE = PciClass(0x0604)
+"""A bridge to another bus, as PCI Express ports are; NVSwitches, whose class is 0680, are none."""
+
+
 @dataclass(frozen=True, order=True)
 class Bdf:
     """Where a PCI function is; written `0000:1b:00.0`, in hexadecimal."""
@@ -69,11 +76,7 @@ _BDF = "([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\\.([0-7])"
 
 @dataclass(frozen=True)
 class PciFunction:
-    """What the kernel knows of a PCI function without asking it.
-
-    `override` is the one driver that the kernel may give it, empty where any may have it; `ports` are the bridges above
-    it, outermost first.
-    """
+    """What the kernel knows of a PCI function without asking it. `ports` are the bridges above it, outermost first."""
 
     bdf: Bdf
     id: PciId
@@ -83,7 +86,6 @@ class PciFunction:
     iommu_group: int | None = None
     numa_node: int | None = None
     ports: tuple[Bdf, ...] = ()
-    override: str = ""
 
 
 @dataclass(frozen=True)
