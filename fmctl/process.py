@@ -126,6 +126,48 @@ def run(argv: Sequence[str], *, timeout: float) -> str:
     return done.stdout
 
 
+def attempt(argv: Sequence[str], *, timeout: float) -> tuple[int, bytes] | None:
+    """Run a command that may hang in the kernel: its exit status and standard output, or None past the deadline.
+
+    It is killed then, and nothing waits for its end, which may never come: neither does the end of this process, nor
+    who reads this process's output, of which the command has no part. Raises CommandFailed if it cannot be started.
+    """
+    try:
+        popen = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CommandFailed(f"{argv[0]} cannot be started", why=error.strerror or str(error)) from error
+    try:
+        output, _ = popen.communicate(timeout=timeout)
+        return popen.returncode, output
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _abandon(popen)
+
+
+def _abandon(popen: subprocess.Popen[bytes]) -> None:
+    """Kill the child if it still runs, and leave it to a thread to reap it whenever the kernel lets it go."""
+    if popen.poll() is None:
+        popen.kill()
+        threading.Thread(target=popen.wait, name="abandoned child", daemon=True).start()
+    if popen.stdout:
+        popen.stdout.close()
+
+
+def become(argv: Sequence[str]) -> None:
+    """Let this process go on as another program; raises CommandFailed if that cannot be started."""
+    try:
+        os.execvp(argv[0], list(argv))  # noqa: S606 (there is no shell in it)
+    except OSError as error:
+        raise CommandFailed(f"{argv[0]} cannot be started", why=error.strerror or str(error)) from error
+
+
 def python(module: str, *arguments: str) -> list[str]:
     """The argv that runs a module of ours with this interpreter."""
     return [sys.executable, "-m", module, *arguments]

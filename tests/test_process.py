@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def test_a_failed_command_says_why(argv: list[str], timeout: float, reason: str)
     with pytest.raises(CommandFailed) as failure:
         process.run(argv, timeout=timeout)
     assert reason in str(failure.value)
+
+
+def test_an_attempt_tells_status_and_output() -> None:
+    assert process.attempt(["/bin/sh", "-c", "echo done; exit 3"], timeout=10) == (3, b"done\n")
+
+
+def test_an_attempt_that_cannot_start_says_why() -> None:
+    with pytest.raises(CommandFailed, match="cannot be started: No such file"):
+        process.attempt(["/no/such/program"], timeout=10)
+
+
+def test_an_attempt_past_its_deadline_is_killed_and_reaped_later(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    code = "import os, signal, sys; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w').write(str(os.getpid()))"
+    before = time.monotonic()
+    assert process.attempt([PYTHON, "-c", f"{code}; signal.pause()", str(started)], timeout=0.5) is None
+    assert time.monotonic() - before < 5
+    eventually(lambda: not Path(f"/proc/{started.read_text()}").exists())
 
 
 def test_a_child_that_cannot_start_says_why() -> None:

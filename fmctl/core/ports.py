@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from fmctl.core.answers import AgentStatus, ProcessState, StartMode
+from fmctl.core.answers import AgentStatus, ProcessState, ServiceVmStatus, StartMode
 from fmctl.core.domain import Domain
 from fmctl.core.kernel import KernelFacts
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import CONFIG_SIZE, Bdf, FunctionState, PciFunction
-from fmctl.core.vfio import Holder
+from fmctl.core.vfio import Exposure, Holder
 
 
 class FabricManager(Protocol):
@@ -93,7 +93,7 @@ class PciBus(Protocol):
     def config(self, bdf: Bdf, offset: int = 0, size: int = CONFIG_SIZE) -> bytes:
         """At most `size` bytes of its configuration space, which ends at 4096 for a privileged reader and else at 64.
 
-        Each four bytes are asked of the hardware, so ask for few. None where it is gone.
+        Every four bytes are a question to the hardware, so ask for few. Empty where it is gone.
         """
 
     def vpd(self, bdf: Bdf) -> bytes:
@@ -104,8 +104,14 @@ class VfioDevices(Protocol):
     """The writes that decide which driver a PCI function has, and who holds an IOMMU group.
 
     Each write raises WriteFailed with the kernel's own reason, or WriteOverdue when it did not end in time: the kernel
-    may then be at it still.
+    may then be at it still. That a write succeeded does not say that it had the effect.
     """
+
+    def exposure(self, bdf: Bdf, *, timeout: float) -> Exposure | None:
+        """What the function is open to; None where it is gone, or the kernel does not tell in time.
+
+        The kernel tells the override under the lock that an unbind or a reset holds, so `PciBus` never asks for it.
+        """
 
     def override(self, bdf: Bdf, driver: str, *, timeout: float) -> None:
         """Let the kernel give the function this driver alone; with an empty name, any."""
@@ -114,16 +120,19 @@ class VfioDevices(Protocol):
         """Take the function from its driver. A running VM that holds it loses it at once."""
 
     def probe(self, bdf: Bdf, *, timeout: float) -> None:
-        """Let the kernel look for a driver for the function, which has none."""
+        """Let the kernel look for a driver for the function, which has none; that it finds none is no error."""
 
     def stop_bus_master(self, bdf: Bdf, *, timeout: float) -> None:
-        """Forbid the function to read or write memory by itself."""
+        """Forbid the function to read or write memory by itself; one that reads as all ones is left alone."""
 
     def reset(self, bdf: Bdf, *, timeout: float) -> None:
-        """Reset the function by the first of its reset methods."""
+        """Reset the function by the first of its reset methods, also while it is in use."""
 
     def holders(self, group: int) -> tuple[Holder, ...] | None:
-        """The processes that have the group open; None if nobody has, and empty if somebody has who is not known."""
+        """The processes that have the group open; None if nobody has, and empty if somebody has who cannot be seen.
+
+        Raises FmctlError without the privileges to tell.
+        """
 
 
 class Kernel(Protocol):
@@ -134,7 +143,11 @@ class Kernel(Protocol):
 
 
 class Hypervisor(Protocol):
-    """Libvirt. Every call raises HypervisorUnreachable where libvirt does not answer in time."""
+    """Libvirt.
+
+    A call raises HypervisorUnreachable where libvirt cannot be asked, or does not answer a question in time.
+    A change that libvirt was asked for and did not answer in time raises OutcomeUnknown: it may be made still.
+    """
 
     def domains(self, *, timeout: float) -> tuple[Domain, ...]:
         """Every domain that has a process, by name."""
@@ -146,10 +159,26 @@ class Hypervisor(Protocol):
         """Ask a domain to shut down; does nothing where there is none."""
 
     def destroy(self, uuid: str, *, timeout: float) -> None:
-        """End a domain's process at once; does nothing where there is none."""
+        """End a domain's process; does nothing where there is none.
+
+        Where QEMU does not heed SIGTERM, this takes ten seconds and more.
+        """
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed`, from a thread of its own, whenever domains or the connection to libvirt may have changed."""
+        """Call `changed` soon, and then whenever domains or the connection to libvirt may have changed.
+
+        It is called from a thread of its own. From now on a lost connection is replaced without a call.
+        """
 
     def close(self) -> None:
-        """Let go of the connection; domains go on."""
+        """Let go of the connection; domains go on, and later calls raise HypervisorUnreachable."""
+
+
+class Gate(Protocol):
+    """Whether this host takes new work, which hangs on its Service VM and on its devices."""
+
+    def refuse_new_work(self) -> None:
+        """Raise HostCordoned where it takes none, and say why."""
+
+    def status(self) -> ServiceVmStatus:
+        """The Service VM, as it was last seen; never waits."""

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fmctl vfio`: which driver each function of the board has, and changing it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from fmctl.cli import options, render
+from fmctl.cli.table import table
+from fmctl.core import vfio as core
+from fmctl.core.errors import BadRequest
+from fmctl.core.inventory import Role
+from fmctl.core.pci import Bdf
+from fmctl.core.vfio import Binding
+
+if TYPE_CHECKING:
+    from fmctl.core.inventory import Inventory
+    from fmctl.core.vfio import Step, Usage
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_HEADERS = ("ROLE", "ADDRESS", "DRIVER", "GROUP", "HELD BY")
+
+
+class _Addresses(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """PCI addresses, such as `0000:17:00.0,0000:3d:00.0`."""
+
+    name = "addresses"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Bdf, ...]:
+        """Read the addresses; fails as a usage error."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(Bdf.parse(part.strip()) for part in value.split(","))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Host(NamedTuple):
+    """The host that a command is about, as `local.vfio` takes it."""
+
+    platform: str
+    simulate: str | None
+    root: Path
+
+
+class _Steps:
+    """Prints each step, and tells at the end if there was none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def tell(self, step: Step) -> None:
+        self._count += 1
+        click.echo(str(step))
+
+    def conclude(self) -> None:
+        if not self._count:
+            click.echo("nothing to do")
+
+
+def _host(command: F) -> F:
+    """Add the options that say which host and which board."""
+
+    @click.option("--platform", default="", metavar="NAME|FILE", help="The board.  [default: what the host has]")
+    @click.option("--simulate", metavar="NAME|FILE", help="Act on a pretended host with this board.")
+    @click.option("--root", type=click.Path(path_type=Path), default="/", hidden=True)
+    @functools.wraps(command)
+    def wrapped(*args: Any, platform: str, simulate: str | None, root: Path, **kwargs: Any) -> Any:
+        if simulate and platform:
+            raise click.UsageError("--simulate brings its own --platform.")
+        return command(*args, host=_Host(platform, simulate, root), **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+_gpus = click.option(
+    "--gpus", type=_Addresses(), default=(), metavar="ADDRESSES", help="Only these GPUs: 0000:17:00.0,0000:34:00.0."
+)
+_dry_run = click.option("--dry-run", is_flag=True, help="Print the steps, and take none.")
+
+
+@click.group()
+def vfio() -> None:
+    """Give the board's functions to vfio-pci, which hands them to VMs, and take them back.
+
+    No daemon is needed. What a VM holds is never touched: exit status 4 names it.
+    """
+
+
+@vfio.command()
+@options.output("table", "json", "yaml", "name")
+@click.option("--no-headers", is_flag=True, help="Leave out the table's headers.")
+@_host
+def status(host: _Host, style: str, *, no_headers: bool) -> None:
+    """Show each function's driver, and who holds its IOMMU group.
+
+    A parked function has no driver, and none may claim it until it is bound.
+    """
+    from fmctl import local
+
+    drivers, board = local.vfio(*host, tell=_Steps().tell)
+    click.echo(_shown(board, drivers.status(board), style, show_headers=not no_headers), nl=False)
+
+
+@vfio.command()
+@_gpus
+@_dry_run
+@_host
+def bind(host: _Host, gpus: tuple[Bdf, ...], *, dry_run: bool) -> None:
+    """Bind what the Service VM gets to vfio-pci, and park the GPUs.
+
+    The Service VM gets the NVSwitches and memory controllers. GPUs that a VM holds stay as they are. With --gpus these
+    are bound for a VM, and nothing else is touched.
+    """
+    from fmctl import local
+
+    steps = _Steps()
+    drivers, board = local.vfio(*host, tell=steps.tell, dry_run=dry_run)
+    if gpus:
+        drivers.bind(board, _only_gpus(board, gpus))
+    else:
+        drivers.bind(board, _addresses(board, [Role.NVSWITCH, Role.MEMORY_CONTROLLER]))
+        for usage in drivers.park_unheld(board, _addresses(board, [Role.GPU])):
+            click.echo(f"fmctl: {usage}, and stays as it is", err=True)
+    steps.conclude()
+
+
+@vfio.command()
+@_gpus
+@_dry_run
+@_host
+def unbind(host: _Host, gpus: tuple[Bdf, ...], *, dry_run: bool) -> None:
+    """Park every function that no VM holds.
+
+    Nothing goes back to a host driver. Exit status 4 names what is held.
+    """
+    from fmctl import local
+
+    steps = _Steps()
+    drivers, board = local.vfio(*host, tell=steps.tell, dry_run=dry_run)
+    held = drivers.park_unheld(board, _only_gpus(board, gpus) if gpus else _addresses(board, Role))
+    steps.conclude()
+    core.refuse_held(held)
+
+
+def _addresses(board: Inventory, roles: Iterable[Role]) -> tuple[Bdf, ...]:
+    wanted = set(roles)
+    return tuple(device.function.bdf for device in board.devices if device.role in wanted)
+
+
+def _only_gpus(board: Inventory, wanted: tuple[Bdf, ...]) -> tuple[Bdf, ...]:
+    known = _addresses(board, [Role.GPU])
+    for bdf in wanted:
+        if bdf not in known:
+            raise BadRequest(f"{bdf} is no GPU of the board", why=board.platform.title, fix="see `fmctl vfio status`")
+    return wanted
+
+
+def _shown(board: Inventory, usages: tuple[Usage, ...], style: str, *, show_headers: bool) -> str:
+    if style == "name":
+        return "".join(f"{usage.role.value}/{usage.function.bdf}\n" for usage in usages)
+    if style == "table":
+        return table(_HEADERS, [_cells(usage) for usage in usages], show_headers=show_headers)
+    return render.document({"platform": board.platform.name, "functions": [_plain(u) for u in usages]}, style)
+
+
+def _cells(usage: Usage) -> list[str]:
+    function = usage.function
+    none = "-" if usage.binding is Binding.FREE else usage.binding.value
+    group = function.iommu_group
+    holders = " ".join(f"{holder.command}[{holder.pid}]" for holder in usage.holders or ())
+    return [
+        usage.role.value,
+        str(function.bdf),
+        function.driver or none,
+        "-" if group is None else str(group),
+        (holders or "unseen") if usage.is_held else "-",
+    ]
+
+
+def _plain(usage: Usage) -> dict[str, Any]:
+    return {
+        "role": usage.role.value,
+        "address": str(usage.function.bdf),
+        "binding": usage.binding.value,
+        "driver": usage.function.driver or None,
+        "iommu_group": usage.function.iommu_group,
+        "held": usage.is_held,
+        "holders": [{"pid": holder.pid, "command": holder.command} for holder in usage.holders or ()],
+    }

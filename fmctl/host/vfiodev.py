@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drivers of PCI functions through sysfs, and who holds an IOMMU group: the port `VfioDevices`.
+
+A write to sysfs, or a read that the kernel answers under the same lock, can hang in the kernel for as long as a driver
+likes. So each runs in a process of its own, `host.sysfsjob`, that is abandoned past its deadline. Attributes are those
+of the kernel's Documentation/ABI/testing/sysfs-bus-pci. `sim.vfiodev` is the other side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fmctl import process
+from fmctl.core.errors import FmctlError
+from fmctl.core.pci import Bdf
+from fmctl.core.vfio import BUS_MASTER, COMMAND, Exposure, Holder, WriteFailed, WriteOverdue, masters_bus
+from fmctl.host import sysfsjob
+from fmctl.host.attributes import names, text
+
+_JOB = (sys.executable, "-I", "-S", sysfsjob.__file__)
+_NO_NODE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+_FIXES = {
+    errno.EACCES: "run as root",
+    errno.EPERM: "see /sys/kernel/security/lockdown: a kernel that is locked down lets nobody write there",
+}
+
+
+class VfioFiles:
+    """Reads and writes below `root`, which has the folders sys, dev and proc; / on a host."""
+
+    def __init__(self, root: Path = Path("/"), *, open_node: Callable[[Path, int], int] = os.open) -> None:
+        """`open_node` opens a device node as os.open does, for a test that has none."""
+        self._pci = root / "sys" / "bus" / "pci"
+        self._groups = root / "sys" / "kernel" / "iommu_groups"
+        self._vfio = root / "dev" / "vfio"
+        self._proc = root / "proc"
+        self._open_node = open_node
+
+    def exposure(self, bdf: Bdf, *, timeout: float) -> Exposure | None:
+        """What the function is open to; None where it is gone, or the kernel does not tell in time."""
+        try:
+            override, config = self._read(bdf, "driver_override", "config", timeout=timeout)
+        except (WriteFailed, WriteOverdue):
+            return None
+        name = override.decode("ascii", "replace").strip()
+        return Exposure("" if name == "(null)" else name, masters_bus(config))
+
+    def override(self, bdf: Bdf, driver: str, *, timeout: float) -> None:
+        """Let the kernel give the function this driver alone; with an empty name, any."""
+        self._write(self._device(bdf) / "driver_override", driver, timeout=timeout)
+
+    def unbind(self, bdf: Bdf, *, timeout: float) -> None:
+        """Take the function from its driver."""
+        self._write(self._device(bdf) / "driver" / "unbind", str(bdf), timeout=timeout)
+
+    def probe(self, bdf: Bdf, *, timeout: float) -> None:
+        """Let the kernel look for a driver for the function."""
+        self._write(self._pci / "drivers_probe", str(bdf), timeout=timeout)
+
+    def stop_bus_master(self, bdf: Bdf, *, timeout: float) -> None:
+        """Forbid the function to read or write memory by itself; one that reads as all ones is left alone."""
+        (config,) = self._read(bdf, "config", timeout=timeout)
+        if masters_bus(config):
+            command = int.from_bytes(config[COMMAND : COMMAND + 2], "little") & ~BUS_MASTER
+            self._put(self._device(bdf) / "config", COMMAND, command.to_bytes(2, "little"), timeout=timeout)
+
+    def reset(self, bdf: Bdf, *, timeout: float) -> None:
+        """Reset the function by the first of its reset methods."""
+        self._write(self._device(bdf) / "reset", "1", timeout=timeout)
+
+    def holders(self, group: int) -> tuple[Holder, ...] | None:
+        """The processes that have the group open; None if nobody has, and empty if somebody has who cannot be seen.
+
+        To open a group is to ask the kernel itself, and does nothing to its devices. It is held for that moment.
+        """
+        nodes = [self._vfio / str(group), self._vfio / f"noiommu-{group}"]
+        states = [self._is_held(node) for node in nodes]
+        if any(states):
+            return self._openers([*nodes, *self._device_nodes(group)])
+        if False in states:
+            return None
+        return self._openers(self._device_nodes(group)) or None
+
+    def _device(self, bdf: Bdf) -> Path:
+        return self._pci / "devices" / str(bdf)
+
+    def _is_held(self, node: Path) -> bool | None:
+        """Whether some process has the node open, which one at a time can; None where there is no node."""
+        try:
+            os.close(self._open_node(node, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno in _NO_NODE:
+                return None
+            if error.errno != errno.EBUSY:
+                raise FmctlError(
+                    f"who holds {node} cannot be told", why=error.strerror or str(error), fix="run as root"
+                ) from error
+            return True
+        return False
+
+    def _device_nodes(self, group: int) -> list[Path]:
+        """The nodes by which a group's functions can be opened without the group, with iommufd."""
+        found = self._groups.glob(f"{group}/devices/*/vfio-dev/vfio*")
+        return [self._vfio / "devices" / node.name for node in found]
+
+    def _openers(self, nodes: Iterable[Path]) -> tuple[Holder, ...]:
+        wanted = set(nodes)
+        folders = [folder for folder in self._proc.glob("[0-9]*/fd") if not wanted.isdisjoint(_links(folder))]
+        pids = sorted(int(folder.parent.name) for folder in folders)
+        return tuple(Holder(pid, text(self._proc / str(pid) / "comm") or "?") for pid in pids)
+
+    def _read(self, bdf: Bdf, *attributes: str, timeout: float) -> list[bytes]:
+        """The first bytes of each attribute; raises as a write does."""
+        paths = [str(self._device(bdf) / attribute) for attribute in attributes]
+        return [bytes.fromhex(line) for line in _run(paths[0], "read", *paths, timeout=timeout).decode().splitlines()]
+
+    def _write(self, path: Path, line: str, *, timeout: float) -> None:
+        """Write a line; an empty one clears an attribute, where a write of nothing would not be made."""
+        self._put(path, 0, f"{line}\n".encode(), timeout=timeout)
+
+    def _put(self, path: Path, offset: int, content: bytes, *, timeout: float) -> None:
+        _run(str(path), "write", str(path), str(offset), content.hex(), timeout=timeout)
+
+
+def _run(path: str, *arguments: str, timeout: float) -> bytes:
+    """Run the job, and return its output; raises WriteFailed or WriteOverdue, which name the path."""
+    done = process.attempt([*_JOB, *arguments], timeout=timeout)
+    if done is None:
+        raise WriteOverdue(f"the kernel does not return from {path}")
+    status, output = done
+    if status == 0:
+        return output
+    if status < sysfsjob.ERRNO_BASE:
+        raise WriteFailed(f"{path} was not reached", why=f"the process for it ended with status {status}")
+    number = status - sysfsjob.ERRNO_BASE
+    raise WriteFailed(f"the kernel refused {path}", why=os.strerror(number), fix=_FIXES.get(number, ""))
+
+
+def _links(folder: Path) -> set[Path]:
+    """What the open files of a process lead to, as far as they can be seen."""
+    found = set()
+    for name in names(folder):
+        with contextlib.suppress(OSError):
+            found.add((folder / name).readlink())
+    return found
