@@ -123,6 +123,10 @@ class ServiceVmSettings:
     firmware: AbsolutePath = setting(
         AbsolutePath(PurePosixPath("/usr/share/OVMF/OVMF_CODE_4M.fd")), doc="its firmware, for boot: uefi"
     )
+    firmware_vars: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/usr/share/OVMF/OVMF_VARS_4M.fd")),
+        doc="the variables that its firmware begins with, for boot: uefi",
+    )
     network: str = setting("", doc="the libvirt network of its one network card; empty for no card")
     console_log: AbsolutePath = setting(
         AbsolutePath(PurePosixPath("/var/log/libvirt/qemu/fmctl-service-vm-console.log")),
@@ -136,10 +140,68 @@ class ServiceVmSettings:
 
     def __post_init__(self) -> None:
         """Refuse what could break out of a document."""
-        if self.network and not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.network):
-            raise ValueError(f"network: {self.network!r} is no name of a libvirt network")
+        _refuse_network(self.network)
         if not self.kernel_arguments.isprintable() or not self.kernel_arguments.isascii():
             raise ValueError("kernel_arguments: printable ASCII is wanted")
+
+
+def _refuse_network(name: str) -> None:
+    if name and not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ValueError(f"network: {name!r} is no name of a libvirt network")
+
+
+class HugePages(str, Enum):
+    """The pages that a tenant VM's memory is made of."""
+
+    NONE = "none"
+    MIB_2 = "2M"
+    GIB_1 = "1G"
+
+    @property
+    def kib(self) -> int:
+        """Their size in KiB, 0 for the kernel's ordinary pages."""
+        return {HugePages.NONE: 0, HugePages.MIB_2: 2048, HugePages.GIB_1: 1024 * 1024}[self]
+
+
+class MapRegions(str, Enum):
+    """Whether QEMU maps the memory regions of a tenant VM's GPUs."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclasses.dataclass(frozen=True)
+class TenantVmSettings:
+    """What `fmctl tenant-vm` makes tenant VMs of, where it is not told otherwise."""
+
+    domain_type: DomainType = setting(DomainType.KVM, doc="kvm, or qemu for trials without KVM")
+    emulator: AbsolutePath | None = setting(
+        None, doc="QEMU's program; without one libvirt chooses, and qemu-system-x86_64 is asked for its version"
+    )
+    vcpus: int = setting(16, doc="processors, which must divide evenly over the GPUs' NUMA nodes", low=1, high=255)
+    memory_gib: int = setting(
+        64, doc="memory in GiB, which must divide evenly over the GPUs' NUMA nodes", low=1, high=64 * 1024
+    )
+    huge_pages: HugePages = setting(HugePages.NONE, doc="pages of its memory: none, 2M or 1G")
+    firmware: AbsolutePath | None = setting(
+        AbsolutePath(PurePosixPath("/usr/share/OVMF/OVMF_CODE_4M.fd")),
+        doc="its UEFI firmware; without one SeaBIOS boots, which may find no room for large regions",
+    )
+    firmware_vars: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/usr/share/OVMF/OVMF_VARS_4M.fd")),
+        doc="the variables that its firmware begins with",
+    )
+    network: str = setting("", doc="the libvirt network of its one network card; empty for no card")
+    map_regions: MapRegions = setting(
+        MapRegions.AUTO,
+        doc="whether QEMU maps the GPUs' memory regions: always, never (x-no-mmap, which forbids other devices to reach"
+        " them over PCI Express), or auto: unless QEMU is older than 10.1 and would take minutes to map a large one",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what could break out of a document."""
+        _refuse_network(self.network)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,12 +255,16 @@ class DaemonSettings:
         Restart.WHEN_IDLE,
         doc="when a live Service VM that cannot be reached is restarted: when-idle (no VM holds two GPUs) or always",
     )
+    tenant_vm: TenantVmSettings = setting(TenantVmSettings(), doc="what `fmctl tenant-vm` makes tenant VMs of")
     libvirt_uri: str = setting("qemu:///system", doc="how libvirt is reached")
     template_dir: AbsolutePath | None = setting(
         None, doc="a folder whose files take the place of the templates of the same name"
     )
     gpu_map: AbsolutePath | None = setting(
         None, doc="a YAML file with the PCI address of each GPU by physical id, such as 1: '0000:1b:00.0'"
+    )
+    run_dir: AbsolutePath = setting(
+        AbsolutePath.parse("/run/fmctl"), doc="a folder of the daemon's for what ends with the host's boot"
     )
     claims_file: AbsolutePath = setting(
         AbsolutePath.parse("/run/fmctl/claims.json"),

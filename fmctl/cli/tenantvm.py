@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fmctl tenant-vm`: documents of tenant VMs, and what a host lacks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fmctl import files
+from fmctl.cli import config, failure, options, render
+from fmctl.core import gpumap, tenantcheck, tenantvm
+from fmctl.core.finding import Finding
+from fmctl.core.settings import AbsolutePath, DaemonSettings, DomainName, HugePages, TenantVmSettings, Uuid
+from fmctl.core.tenantvm import Host, QemuVersion, Request
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """A text that a function reads, which raises ValueError."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the text; fails as a usage error."""
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _version(text: str) -> QemuVersion:
+    found = tenantcheck.qemu_version(text)
+    if found is None:
+        raise ValueError(f"a version such as 10.1 is wanted, not {text!r}")
+    return found
+
+
+def _network(text: str) -> str:
+    return TenantVmSettings(network=text).network
+
+
+def _range(name: str) -> click.IntRange:
+    """The bounds that a setting has."""
+    (bounds,) = (field.metadata for field in dataclasses.fields(TenantVmSettings) if field.name == name)
+    return click.IntRange(bounds["low"], bounds["high"])
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The options that both commands have, by their names."""
+
+    vcpus: int | None
+    memory_gib: int | None
+    huge_pages: str | None
+    network: str | None
+    gpu_map: Path | None
+    qemu_version: QemuVersion | None
+    config_file: Path | None
+    platform: str
+    simulate: str | None
+    root: Path
+
+    def settings(self) -> DaemonSettings:
+        """The settings with what the options say in their place; raises InvalidDocument."""
+        settings = config.read(DaemonSettings, self.config_file)
+        given = {"vcpus": self.vcpus, "memory_gib": self.memory_gib, "network": self.network}
+        if self.huge_pages:
+            given["huge_pages"] = HugePages(self.huge_pages)
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(settings, tenant_vm=dataclasses.replace(settings.tenant_vm, **changes))
+
+    def host(self, settings: DaemonSettings, *, needs_map: bool) -> Host:
+        """The host that they are about; raises FmctlError."""
+        from fmctl import local
+
+        file = self.gpu_map or (Path(settings.gpu_map.path) if settings.gpu_map else None)
+        if file is None and needs_map and not self.simulate:
+            raise gpumap.not_set()
+        addresses = gpumap.parse(files.read(file), str(file)) if file else None
+        if self.simulate:
+            found = local.simulated_tenant_host(self.simulate, addresses)
+        else:
+            found = local.tenant_host(settings, self.platform, self.root, addresses)
+        return dataclasses.replace(found, qemu=self.qemu_version or found.qemu)
+
+
+def _wanted(command: F) -> F:
+    """Add the options that both commands have."""
+
+    @click.option("--vcpus", type=_range("vcpus"), metavar="N", help="Processors.")
+    @click.option("--memory-gib", type=_range("memory_gib"), metavar="N", help="Memory in GiB.")
+    @click.option("--huge-pages", type=click.Choice([p.value for p in HugePages]), help="Pages of the memory.")
+    @click.option("--network", type=_Parsed("name", _network), help="The libvirt network of its network card.")
+    @click.option("--gpu-map", type=click.Path(path_type=Path), metavar="FILE", help="GPUs' addresses by physical id.")
+    @click.option("--qemu-version", type=_Parsed("x.y", _version), help="QEMU's version.  [default: QEMU is asked]")
+    @config.config_file
+    @click.option("--platform", default="", metavar="NAME|FILE", help="The board.  [default: what the host has]")
+    @click.option("--simulate", metavar="NAME|FILE", help="Look at a pretended host with this board.")
+    @click.option("--root", type=click.Path(path_type=Path), default="/", hidden=True)
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        wanted = _Wanted(**{field.name: kwargs.pop(field.name) for field in dataclasses.fields(_Wanted)})
+        if wanted.simulate and wanted.platform:
+            raise click.UsageError("--simulate brings its own --platform.")
+        return command(*args, wanted=wanted, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@click.group("tenant-vm")
+def tenant_vm() -> None:
+    """Make documents of tenant VMs, each with the GPUs of one partition."""
+
+
+@tenant_vm.command("render")
+@click.option("--gpu-ids", type=options.GPU_IDS, required=True, metavar="IDS", help="Its GPUs, by physical id: 1,3.")
+@click.option("--name", type=_Parsed("name", DomainName.parse), help="Its name.  [default: tenant-1-3]")
+@click.option("--uuid", type=_Parsed("uuid", Uuid.parse), help="Its UUID.  [default: made of its name]")
+@click.option(
+    "--disk",
+    "disks",
+    type=_Parsed("path", AbsolutePath.parse),
+    multiple=True,
+    help="A disk, raw or *.qcow2; may be repeated.",
+)
+@_wanted
+def render_command(
+    wanted: _Wanted,
+    gpu_ids: tuple[int, ...],
+    name: DomainName | None,
+    uuid: Uuid | None,
+    disks: tuple[AbsolutePath, ...],
+) -> None:
+    """Print a libvirt document of a tenant VM with these GPUs.
+
+    They must be those of one partition. What is not given is taken from tenant_vm in the settings. Nothing is started
+    or defined, and no partition activated.
+    """
+    from fmctl import local
+
+    settings = wanted.settings()
+    host = wanted.host(settings, needs_map=True)
+    vm = tenantvm.tenant_vm(settings.tenant_vm, Request(gpu_ids, name, uuid, disks), host)
+    click.echo(local.tenant_vm(settings, vm).xml, nl=False)
+
+
+@tenant_vm.command()
+@click.option("--gpu-ids", type=options.GPU_IDS, metavar="IDS", help="Its GPUs.  [default: all of the board]")
+@options.output("text", "json", "yaml")
+@_wanted
+@click.pass_context
+def check(context: click.Context, wanted: _Wanted, gpu_ids: tuple[int, ...] | None, style: str) -> None:
+    """Tell what this host lacks for a tenant VM.
+
+    It is about huge pages, QEMU's version, and addresses for the GPUs' memory regions. Exit status 1 tells that
+    something was found.
+    """
+    settings = wanted.settings()
+    host = wanted.host(settings, needs_map=gpu_ids is not None)
+    request = Request(gpu_ids or host.inventory.platform.physical_ids)
+    findings = tenantcheck.judge(tenantvm.tenant_vm(settings.tenant_vm, request, host), host.capacity, host.qemu)
+    if style == "text":
+        click.echo("".join(map(_shown, findings)) or "nothing found: the host can run this tenant VM\n", nl=False)
+    else:
+        click.echo(render.document({"findings": [dataclasses.asdict(f) for f in findings]}, style), nl=False)
+    if findings:
+        context.exit(failure.FAILURE)
+
+
+def _shown(finding: Finding) -> str:
+    return f"{finding.name}: {finding.what}\n  why: {finding.why}\n  do:  {finding.fix}\n"

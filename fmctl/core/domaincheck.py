@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rendered domain document must be, whoever wrote its template: each difference in words.
+
+`core.domain_xml` and `core.tenantvm` say what is wanted. The elements are those of libvirt.org/formatdomain.html.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from fmctl.core.domain import NAMESPACE, Domain
+from fmctl.core.pci import Bdf
+
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+"""The XML namespace by which a document passes options to QEMU itself."""
+NO_MMAP = "vfio-pci.x-no-mmap=true"
+"""The one option about host devices that QEMU itself is passed."""
+_HOSTDEV = {"mode": "subsystem", "type": "pci", "managed": "no"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of any domain; `network` is empty for one without a network card."""
+
+    kind: str
+    name: str
+    uuid: str
+    network: str
+    devices: tuple[Bdf, ...]
+
+
+@dataclass(frozen=True)
+class ServiceVmWanted:
+    """What is wanted of the Service VM beside; `root_image` is empty for one without a disk."""
+
+    cid: int
+    console_log: str
+    root_image: str
+
+
+def parse(xml: str) -> Element:
+    """The document's root; raises ValueError. A document type is refused, for it can give any text another meaning."""
+    if "<!DOCTYPE" in xml:
+        raise ValueError("it has a document type")
+    try:
+        return ElementTree.fromstring(xml)  # noqa: S314 (without a document type no entity can be defined)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"it is not XML: {error}") from error
+
+
+def differences(xml: str, fingerprint: str, wanted: Wanted) -> Iterator[str]:
+    """In what a document differs from what any domain must be; raises ValueError where it cannot be read."""
+    root = parse(xml)
+    domain = Domain.from_xml(xml)
+    yield from _differ("its type", [root.get("type", "")], [wanted.kind])
+    yield from _differ("its name", _texts(root, "name"), [wanted.name])
+    yield from _differ("its UUID", _texts(root, "uuid"), [wanted.uuid])
+    yield from _differ(
+        "the fingerprint in its metadata",
+        _attributes(root, f"metadata/{{{NAMESPACE}}}*", "fingerprint"),
+        [fingerprint],
+    )
+    yield from _differ("its PCI functions of the host", domain.hostdevs, sorted(wanted.devices))
+    yield from _host_devices(root)
+    yield from _differ(
+        "the networks of its network cards",
+        [_source(card, "network") or f"a {card.get('type')}" for card in root.iterfind("devices/interface")],
+        [wanted.network] if wanted.network else [],
+    )
+    if any(label.get("type") == "none" or label.get("relabel") == "no" for label in root.iter("seclabel")):
+        yield "a seclabel switches sVirt off"
+
+
+def service_vm_differences(xml: str, wanted: ServiceVmWanted) -> Iterator[str]:
+    """In what a document differs from what the Service VM must be beside; raises ValueError where it cannot be read."""
+    root = parse(xml)
+    cids = root.findall("devices/vsock/cid")
+    shown = ["chosen by libvirt" if cid.get("auto") == "yes" else cid.get("address", "") for cid in cids]
+    yield from _differ("its context id", shown, [str(wanted.cid)])
+    yield from _differ(
+        "the file of its serial console",
+        [_source(serial, "path") for serial in root.iterfind("devices/serial[@type='file']")],
+        [wanted.console_log],
+    )
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        yield from _differ(event, _texts(root, event), ["destroy"])
+    if root.find("memoryBacking/locked") is None:
+        yield "its memory is not locked"
+    disks = root.findall("devices/disk")
+    if any(disk.find("readonly") is None for disk in disks):
+        yield "one of its disks is not read-only"
+    if wanted.root_image and wanted.root_image not in [_source(disk, "file") for disk in disks]:
+        yield f"no disk of it is {wanted.root_image}"
+
+
+def _host_devices(root: Element) -> Iterator[str]:
+    """Each host device must be bound by fmctl alone and have a root port to itself; no other way may lead to one."""
+    devices = root.findall("devices/hostdev")
+    if any(device.get(key) != value for device in devices for key, value in _HOSTDEV.items()):
+        yield "a host device is not a hostdev with mode='subsystem' type='pci' managed='no'"
+    ports = {_number(port, "index") for port in root.iterfind("devices/controller[@model='pcie-root-port']")}
+    occupants = Counter(_number(place, "bus") for place in root.iterfind("devices/*/address[@type='pci']"))
+    buses = [_number(place, "bus") for device in devices for place in device.findall("address[@type='pci']")]
+    if len(buses) != len(devices) or any(bus not in ports or occupants[bus] > 1 for bus in buses):
+        yield "a host device has no pcie-root-port to itself"
+    arguments = _attributes(root, f"{{{QEMU}}}commandline/{{{QEMU}}}arg", "value")
+    properties = {element.get("name") for element in root.iter(f"{{{QEMU}}}property")}
+    if any("vfio" in text and text != NO_MMAP for text in arguments) or properties & {"host", "sysfsdev"}:
+        yield "its options for QEMU name a host device"
+
+
+def _differ(what: str, found: Iterable[object], wanted: Iterable[object]) -> Iterator[str]:
+    seen, should = list(map(str, found)), list(map(str, wanted))
+    if seen != should:
+        yield f"{what}: {', '.join(seen) or 'none'}, where {', '.join(should) or 'none'} is wanted"
+
+
+def _texts(root: Element, tag: str) -> list[str]:
+    return [element.text or "" for element in root.iterfind(tag)]
+
+
+def _attributes(root: Element, path: str, name: str) -> list[str]:
+    return [element.get(name, "") for element in root.iterfind(path)]
+
+
+def _source(device: Element, key: str) -> str:
+    source = device.find("source")
+    return "" if source is None else source.get(key, "")
+
+
+def _number(element: Element, key: str) -> int:
+    text = element.get(key, "0")
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ValueError(f"{element.tag} {key} is no number: {text}") from None

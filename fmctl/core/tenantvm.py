@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tenant VM: the GPUs of one partition, near its memory and processors, with room for their memory regions.
+
+`core.placement` says where they are, `core.domain_xml` makes documents, and `core.tenantcheck` tells what a host lacks.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from fmctl.core import domain_xml, domaincheck, domainparts, mmio, placement
+from fmctl.core.capacity import Capacity
+from fmctl.core.domain_xml import Rendered
+from fmctl.core.domaincheck import Wanted
+from fmctl.core.domainparts import Firmware, Port
+from fmctl.core.errors import BadRequest, FmctlError
+from fmctl.core.gpumap import GpuMap
+from fmctl.core.inventory import Device, Inventory
+from fmctl.core.partition import Gpu, Partition, PartitionList
+from fmctl.core.placement import Cell, Expander
+from fmctl.core.platform import Platform
+from fmctl.core.settings import AbsolutePath, DomainName, MapRegions, TenantVmSettings, Uuid
+from fmctl.core.template import Template
+
+TENANT_VM = "tenant-vm.xml.j2"
+LARGE_REGION = 64 << 30
+"""Bytes from which on a region counts as large: QEMU before 10.1 can take minutes to map one."""
+MAPS_LARGE_REGIONS = (10, 1)
+"""The first QEMU that maps large regions fast."""
+_UUIDS = uuid.UUID("f5c2b1c4-5c5e-5d0a-9d0e-666d63746c00")
+"""The name space of the UUIDs that are made of a VM's name."""
+_DISKS = "abcdefghijklmnopqrstuvwxyz"
+
+QemuVersion = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which tenant VM is wanted, beside the settings."""
+
+    gpu_ids: tuple[int, ...]
+    name: DomainName | None = None
+    uuid: Uuid | None = None
+    disks: tuple[AbsolutePath, ...] = ()
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where it is wanted; `qemu` is None where nobody knows QEMU's version."""
+
+    inventory: Inventory
+    gpu_map: GpuMap
+    capacity: Capacity
+    qemu: QemuVersion | None = None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk: a block device, or a file of that format."""
+
+    path: PurePosixPath
+    target: str
+    format: str
+    is_block: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantVm:
+    """What a tenant VM's template gets as `vm`.
+
+    Without expanders all root ports are on pcie.0. `huge_page_kib` is 0 for ordinary pages. `maps_regions` is false
+    where QEMU must not map the GPUs' regions. `regions` are the sizes of these in bytes, `window_mib` the room for all.
+    """
+
+    name: str
+    uuid: str
+    partition: int
+    domain_type: str
+    emulator: PurePosixPath | None
+    vcpus: int
+    memory_gib: int
+    huge_page_kib: int
+    cells: tuple[Cell, ...]
+    expanders: tuple[Expander, ...]
+    ports: tuple[Port, ...]
+    regions: tuple[tuple[int, ...], ...]
+    window_mib: int
+    maps_regions: bool
+    firmware: Firmware | None
+    disks: tuple[Disk, ...]
+    network: str
+    mac: str
+
+
+def tenant_vm(settings: TenantVmSettings, request: Request, host: Host) -> TenantVm:
+    """The tenant VM that has exactly the GPUs of one partition; raises FmctlError."""
+    partition = _partitions(host.inventory.platform).with_gpus(request.gpu_ids)
+    gpus = placement.by_node(_gpus(partition, host), host.capacity)
+    sizes = [[_regions(gpu) for gpu in together] for together in gpus.values()]
+    expanders, ports = placement.bridges(gpus)
+    name = str(request.name or "tenant-" + "-".join(map(str, sorted(partition.gpu_ids))))
+    own = str(request.uuid or uuid.uuid5(_UUIDS, name))
+    safe = domainparts.safe
+    return TenantVm(
+        name=name,
+        uuid=own,
+        partition=partition.id,
+        domain_type=settings.domain_type.value,
+        emulator=safe(settings.emulator) if settings.emulator else None,
+        vcpus=settings.vcpus,
+        memory_gib=settings.memory_gib,
+        huge_page_kib=settings.huge_pages.kib,
+        cells=placement.cells(settings, tuple(gpus), host.capacity),
+        expanders=expanders,
+        ports=ports,
+        regions=tuple(regions for together in sizes for regions in together),
+        window_mib=mmio.window(sizes) >> 20,
+        maps_regions=_maps_regions(settings.map_regions, sizes, host.qemu),
+        firmware=domainparts.firmware(settings.firmware, settings.firmware_vars) if settings.firmware else None,
+        disks=tuple(_disks(request.disks)),
+        network=settings.network,
+        mac=domainparts.mac(own),
+    )
+
+
+def render_tenant_vm(vm: TenantVm, templates: Mapping[str, Template]) -> Rendered:
+    """A tenant VM's document; raises BadTemplate."""
+    wanted = Wanted(vm.domain_type, vm.name, vm.uuid, vm.network, tuple(port.device for port in vm.ports))
+
+    def differences(rendered: Rendered) -> Iterator[str]:
+        yield from domaincheck.differences(rendered.xml, rendered.fingerprint, wanted)
+
+    return domain_xml.render(TENANT_VM, vm, templates, differences)
+
+
+def _partitions(platform: Platform) -> PartitionList:
+    rows = (Partition(row.id, tuple(Gpu(physical_id) for physical_id in row.gpu_ids)) for row in platform.partitions)
+    return PartitionList(tuple(rows))
+
+
+def _gpus(partition: Partition, host: Host) -> Iterator[Device]:
+    """The host's devices that the partition's GPUs are; raises FmctlError."""
+    host.gpu_map.check(host.inventory)
+    devices = {device.function.bdf: device for device in host.inventory.devices}
+    for physical_id in partition.gpu_ids:
+        bdf = host.gpu_map.addresses[physical_id]
+        if bdf not in devices:
+            raise FmctlError(
+                f"GPU {physical_id} is not there",
+                why=f"this host has no GPU at {bdf}, where the GPU map says it is",
+                fix="see `fmctl inventory`, and choose a partition without it",
+            )
+        yield devices[bdf]
+
+
+def _regions(gpu: Device) -> tuple[int, ...]:
+    found = tuple(size for size in gpu.state.bars if size) if gpu.state else ()
+    if not found:
+        raise FmctlError(
+            f"the sizes of the memory regions of GPU {gpu.function.bdf} are not known",
+            why="it does not answer, or is gone",
+            fix="see `fmctl inventory`, and choose a partition without it",
+        )
+    return found
+
+
+def _maps_regions(choice: MapRegions, sizes: Iterable[Iterable[Iterable[int]]], qemu: QemuVersion | None) -> bool:
+    """Whether QEMU is to map the GPUs' regions; raises FmctlError where that hangs on a version that nobody knows."""
+    if choice is not MapRegions.AUTO:
+        return choice is MapRegions.ALWAYS
+    if all(size < LARGE_REGION for gpus in sizes for regions in gpus for size in regions):
+        return True
+    if qemu is None:
+        raise FmctlError(
+            "whether QEMU may map the GPUs' memory regions is not known",
+            why="QEMU before 10.1 can take minutes to map one of 64 GiB or more, and its version is not known",
+            fix="give --qemu-version, or set tenant_vm.map_regions to always or never",
+        )
+    return qemu >= MAPS_LARGE_REGIONS
+
+
+def _disks(paths: tuple[AbsolutePath, ...]) -> Iterator[Disk]:
+    if len(paths) > len(_DISKS):
+        raise BadRequest(f"{len(paths)} disks are too many", why=f"a tenant VM can have {len(_DISKS)}")
+    for letter, path in zip(_DISKS, paths, strict=False):
+        suffix = "qcow2" if path.path.suffix == ".qcow2" else "raw"
+        yield Disk(domainparts.safe(path), f"vd{letter}", suffix, path.path.is_relative_to("/dev"))
