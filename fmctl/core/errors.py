@@ -20,6 +20,7 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
     └── Retryable                  the same call may be made again
         ├── FabricNotReady         nothing was changed
         │   ├── FabricBusy         another call is under way
+    │   ├── HostBusy           another fmctl process changes the host's devices
     │   └── HypervisorUnreachable
         ├── AgentUnreachable       nothing was changed
         └── OutcomeUnknown         something may have been changed

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pretended QEMU process: a thread that has hostdevs open and a guest in it. `sim.hypervisor` starts and ends it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+
+from fmctl.core.domain import Domain
+from fmctl.core.errors import FmctlError
+from fmctl.core.pci import Bdf
+
+log = logging.getLogger(__name__)
+
+Guest = Callable[[Domain], AbstractContextManager[object]]
+"""What runs in a domain: entered when the guest boots, left when it reboots or its domain ends."""
+
+
+def _nothing(bdfs: Sequence[Bdf]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Who hears that a domain opens its hostdevs, and that it has closed them; `opened` may refuse with FmctlError."""
+
+    opened: Callable[[Sequence[Bdf]], None] = _nothing
+    closed: Callable[[Sequence[Bdf]], None] = _nothing
+
+
+NO_HARDWARE = Hardware()
+
+
+class _Order(Enum):
+    REBOOT = "reboot"
+    END = "end"
+
+
+class Process:
+    """One domain's process."""
+
+    def __init__(self, domain: Domain, guest: Guest, hardware: Hardware, noted: Callable[[Process], None]) -> None:
+        """`noted` hears of each reboot and of the end."""
+        self.domain = domain
+        self.ended = False
+        self._guest = guest
+        self._hardware = hardware
+        self._noted = noted
+        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"simulated {domain.name}", daemon=True)
+
+    def start(self) -> None:
+        """Open the hostdevs, and let the guest boot; raises FmctlError."""
+        try:
+            self._hardware.opened(self.domain.hostdevs)
+        except FmctlError:
+            self.ended = True
+            raise
+        self._thread.start()
+
+    def end(self) -> None:
+        """Let it end, soon."""
+        self._orders.put(_Order.END)
+
+    def reboot(self) -> None:
+        """Let its guest be left and entered again, soon."""
+        self._orders.put(_Order.REBOOT)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended within so many seconds."""
+        self._thread.join(timeout)
+        return self.ended
+
+    def _run(self) -> None:
+        try:
+            while self._booted() is _Order.REBOOT:
+                self._noted(self)
+        except Exception:
+            log.exception("the guest of %s failed", self.domain.name)
+        finally:
+            self._hardware.closed(self.domain.hostdevs)
+            self.ended = True
+            self._noted(self)
+
+    def _booted(self) -> _Order:
+        """Run the guest until there is an order, and tell it."""
+        with self._guest(self.domain):
+            return self._orders.get()
