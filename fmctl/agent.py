@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,13 +12,16 @@ from pathlib import Path
 from fmctl import process
 from fmctl.control.agent import LocalAgent
 from fmctl.control.monitor import Monitor
+from fmctl.core.address import UnixAddress
 from fmctl.core.answers import FabricState
+from fmctl.core.errors import BadRequest
 from fmctl.core.settings import AgentSettings
 from fmctl.guest.fmservice import FmService
 from fmctl.guest.worker import Worker
 from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import add_FabricManagerServiceServicer_to_server
 from fmctl.rpc.manager import FabricManagerServicer
 from fmctl.rpc.server import MANAGER_SERVICE, Listening, Server
+from fmctl.rpc.vsock import from_host
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ def run(settings: AgentSettings, *, insecure_tcp: bool = False) -> None:
     )
     server = Server(
         Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
-        MANAGER_SERVICE,
+        (MANAGER_SERVICE,),
         lambda grpc: add_FabricManagerServiceServicer_to_server(FabricManagerServicer(agent), grpc),
     )
 
@@ -44,11 +48,26 @@ def run(settings: AgentSettings, *, insecure_tcp: bool = False) -> None:
         return status.state, status.message
 
     try:
-        with process.Termination() as termination, server, Monitor(look, server.fabric_changed, interval=POLL_INTERVAL):
+        monitor = Monitor(look, server.fabric_changed, interval=POLL_INTERVAL)
+        with process.Termination() as termination, _relay(settings), server, monitor:
             log.info("serving at %s", settings.listen)
             termination.wait()
     finally:
         worker.close()
+
+
+def _relay(settings: AgentSettings) -> contextlib.AbstractContextManager[object]:
+    """The way in from the host; it outlives the server, whose last answers it carries."""
+    if not settings.vsock_port:
+        return contextlib.nullcontext()
+    where = settings.listen.where
+    if not isinstance(where, UnixAddress):
+        raise BadRequest(
+            f"vsock port {settings.vsock_port} cannot be served at",
+            why=f"it leads to the agent's unix socket, and the agent listens at {where}",
+            fix="listen at unix:PATH, or set vsock_port to 0",
+        )
+    return from_host(settings.vsock_port, settings.allowed_peers, Path(where.path))
 
 
 def _end() -> None:
