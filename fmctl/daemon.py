@@ -1,62 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon, put together: `fmctl daemon` on the host, between gRPC's two sides; `sim.tree` can be its board."""
+"""The daemon, put together: `fmctl daemon` on the host, between gRPC's two sides; `sim` can be its host."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from fmctl import platforms, process
+from fmctl import local, platforms, process
+from fmctl.control.discovery import NoBoard
 from fmctl.control.fabric import FabricController
+from fmctl.control.gate import HostGate
 from fmctl.control.monitor import Monitor
-from fmctl.core.address import Address
-from fmctl.core.settings import AbsolutePath, DaemonSettings
+from fmctl.control.servicevm import ServiceVm, World
+from fmctl.control.vfio import Vfio
+from fmctl.core.address import Address, UnixAddress, VsockAddress
+from fmctl.core.errors import FmctlError, InvalidDocument
+from fmctl.core.platform import Platform
+from fmctl.core.ports import Hypervisor
+from fmctl.core.servicevm import Rules
+from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
 from fmctl.host.claims import FileClaims
+from fmctl.local import Host
+from fmctl.rpc import vsock
 from fmctl.rpc.agent_client import AgentClient
-from fmctl.rpc.controller import FabricControllerServicer
-from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
-from fmctl.rpc.server import CONTROLLER_SERVICE, Listening, Server
+from fmctl.rpc.relay import Relay
+from fmctl.rpc.server import CONTROLLER_SERVICE, SERVICE_VM_SERVICE, Listening, Server
+from fmctl.rpc.services import services
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: DaemonSettings, *, insecure_tcp: bool = False, simulated: bool = False) -> None:
+def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, whether the agent answers or not; raises FmctlError where that is not possible."""
     process.hold_lifeline()
-    address = settings.agent or Address.parse("unix:/run/fmctl/agent.sock")
-    agent = AgentClient(address)
-    controller = FabricController(
-        agent,
-        FileClaims(Path(settings.claims_file.path)),
-        agent_address=str(address),
-        platform=platforms.resolve(settings.platform) if settings.platform else None,
-        known_platforms=platforms.every(),
-        call_timeout=settings.call_timeout_s,
-        started=time.time(),
-        simulated=simulated,
-    )
-    server = Server(
-        Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
-        CONTROLLER_SERVICE,
-        lambda grpc: add_FabricControllerServiceServicer_to_server(FabricControllerServicer(controller), grpc),
-        simulated=lambda: controller.simulated,
-    )
-
-    monitor = Monitor(controller.refresh, server.fabric_changed, interval=settings.poll_interval_s)
-    with contextlib.closing(agent), process.Termination() as termination, server, monitor:
-        log.info("serving at %s", settings.listen)
-        termination.wait()
+    managed = settings.service_vm.managed
+    if managed != (settings.agent is None):
+        raise InvalidDocument(
+            "the agent's address is not settled",
+            why="agent is set, but a Service VM that fmctl manages brings its own" if managed else "agent is not set",
+            fix="set service_vm.managed: false with agent, or neither of them",
+        )
+    hypervisor = _libvirt(settings.libvirt_uri) if managed else None
+    _Daemon(settings, local.this_host(settings.platform), hypervisor, insecure_tcp=insecure_tcp).run()
 
 
 def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | None, *, insecure_tcp: bool) -> None:
-    """Serve with a simulated board: a Fabric Manager and an agent of its own, stopped with the daemon."""
+    """Serve on a pretended host, whose Service VM is a Fabric Manager and an agent; all of it stops with the daemon."""
+    from fmctl.sim.host import SimulatedHost
     from fmctl.sim.tree import SimulatedBoard
 
-    platforms.resolve(platform)
-    with SimulatedBoard(platform, state_dir, call_timeout=settings.call_timeout_s) as board:
-        claims = AbsolutePath.parse(str(board.folder / "claims.json"))
-        simulated = dataclasses.replace(settings, agent=board.agent_address, platform=platform, claims_file=claims)
-        run(simulated, insecure_tcp=insecure_tcp, simulated=True)
+    process.hold_lifeline()
+    board = platforms.resolve(platform)
+    with SimulatedBoard(platform, state_dir, call_timeout=settings.call_timeout_s) as guest:
+        pretended = SimulatedHost(board, guest.guest)
+        console, claims = (
+            AbsolutePath(PurePosixPath(path)) for path in (guest.console_log, guest.folder / "claims.json")
+        )
+        service_vm = dataclasses.replace(settings.service_vm, managed=True, console_log=console)
+        settings = dataclasses.replace(
+            settings, agent=guest.agent_address, claims_file=claims, service_vm=service_vm, platform=platform
+        )
+        host = Host(pretended.bus, pretended.kernel, pretended.devices, [board])
+        try:
+            _Daemon(settings, host, pretended.hypervisor, insecure_tcp=insecure_tcp, simulated=True).run()
+        finally:
+            pretended.hypervisor.power_off()
+
+
+class _Daemon:
+    """All that serves: the Service VM's keeper, the way to its agent, the controller, and gRPC around them."""
+
+    def __init__(
+        self,
+        settings: DaemonSettings,
+        host: Host,
+        hypervisor: Hypervisor | None,
+        *,
+        insecure_tcp: bool,
+        simulated: bool = False,
+    ) -> None:
+        """Without a hypervisor the Service VM is someone else's."""
+        self._settings = settings
+        self._host = host
+        self._hypervisor = hypervisor
+        self._render = local.simulated_service_vm if simulated else local.service_vm
+        self._agent_address = settings.agent or Address(_vsock(settings.service_vm))
+        self._relay = self._to_agent()
+        self._agent = AgentClient(self._dialled(), name=str(self._agent_address), failure=self._failure)
+        self._service_vm = self._keeper(hypervisor) if hypervisor else None
+        self._controller = FabricController(
+            self._agent,
+            FileClaims(Path(settings.claims_file.path)),
+            HostGate(host.inventory, host.check, self._service_vm),
+            agent_address=str(self._agent_address),
+            platform=_platform(settings, host),
+            known_platforms=platforms.every(),
+            call_timeout=settings.call_timeout_s,
+            started=time.time(),
+            simulated=simulated,
+        )
+        self._server = Server(
+            Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
+            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE),
+            services(self._controller, self._service_vm),
+            simulated=lambda: self._controller.simulated,
+        )
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM."""
+        monitor = Monitor(
+            self._controller.refresh, self._server.fabric_changed, interval=self._settings.poll_interval_s
+        )
+        with contextlib.ExitStack() as stack:
+            if self._hypervisor:
+                stack.callback(self._hypervisor.close)
+            stack.callback(self._agent.close)
+            termination = stack.enter_context(process.Termination())
+            stack.enter_context(self._server)
+            for part in (self._relay, self._service_vm, monitor):
+                if part is not None:
+                    stack.enter_context(part)
+            log.info("serving at %s", self._settings.listen)
+            termination.wait()
+
+    def _keeper(self, hypervisor: Hypervisor) -> ServiceVm:
+        settings, host = self._settings, self._host
+        vfio = Vfio(host.bus, host.devices, lock=host.lock)
+        world = World(
+            hypervisor,
+            self._agent,
+            vfio,
+            host.inventory,
+            host.check,
+            functools.partial(self._render, settings),
+            lambda: self._controller.active(),
+        )
+        rules = Rules(
+            settings.service_vm_restart, settings.service_vm.start_timeout_s, settings.service_vm.restart_limit
+        )
+        return ServiceVm(world, settings.service_vm, rules, interval=settings.poll_interval_s)
+
+    def _to_agent(self) -> Relay | None:
+        """What carries calls to an agent that is reached over vsock."""
+        where = self._agent_address.where
+        return vsock.to_agent(self._relay_path, where, self._verify) if isinstance(where, VsockAddress) else None
+
+    @property
+    def _relay_path(self) -> Path:
+        return Path(self._settings.run_dir.path) / "relay" / "agent.sock"
+
+    def _dialled(self) -> Address:
+        return Address(UnixAddress(str(self._relay_path))) if self._relay else self._agent_address
+
+    def _verify(self) -> None:
+        """Raise AgentUnreachable where a managed Service VM has not the context id that is about to be called."""
+        if self._service_vm is not None:
+            self._service_vm.verify_cid()
+
+    def _failure(self) -> FmctlError | None:
+        """Why the agent was not reached, as far as the relay knows."""
+        return self._relay.last_failure if self._relay else None
+
+
+def _vsock(settings: ServiceVmSettings) -> VsockAddress:
+    return VsockAddress(settings.cid, settings.agent_port)
+
+
+def _libvirt(uri: str) -> Hypervisor:
+    from fmctl.host.hypervisor import Libvirt
+
+    return Libvirt(uri)
+
+
+def _platform(settings: DaemonSettings, host: Host) -> Platform | None:
+    """The board that is set, or that the host has; None where Fabric Manager's table must tell."""
+    if settings.platform:
+        return platforms.resolve(settings.platform)
+    try:
+        return host.inventory().platform
+    except NoBoard:
+        return None

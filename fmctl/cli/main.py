@@ -23,7 +23,11 @@ _COMMANDS = {
     "agent": "fmctl.cli.serve:agent",
     "config": "fmctl.cli.config:config",
     "inventory": "fmctl.cli.inventory:inventory",
+    "host": "fmctl.cli.host:host",
     "platform": "fmctl.cli.platform:platform",
+    "vfio": "fmctl.cli.vfio:vfio",
+    "service-vm": "fmctl.cli.servicevm:service_vm",
+    "tenant-vm": "fmctl.cli.tenantvm:tenant_vm",
     "sim": "fmctl.cli.sim:sim",
 }
 

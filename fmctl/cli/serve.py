@@ -28,8 +28,10 @@ _log_level = click.option(
 @config_file
 @_listen
 @_insecure_tcp
-@click.option("--agent", type=options.ADDRESS, metavar="ADDRESS", help="The agent.")
-@click.option("--platform", metavar="NAME|FILE", help="The board.  [default: told by Fabric Manager's table]")
+@click.option(
+    "--agent", type=options.ADDRESS, metavar="ADDRESS", help="The agent of a Service VM that is someone else's."
+)
+@click.option("--platform", metavar="NAME|FILE", help="The board.  [default: what the host has]")
 @click.option("--simulate", metavar="NAME|FILE", help="Simulate this board, with a Fabric Manager and an agent.")
 @click.option(
     "--state-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Where --simulate keeps its files."
@@ -53,6 +55,8 @@ def daemon(
     if simulate and (overrides["agent"] or overrides["platform"]):
         raise click.UsageError("--simulate brings its own --agent and --platform.")
     settings = _overridden(read(DaemonSettings, config_file), overrides, log_level)
+    if overrides["agent"]:
+        settings = dataclasses.replace(settings, service_vm=dataclasses.replace(settings.service_vm, managed=False))
     _log("fmctld", settings.log_level)
     from fmctl import daemon as root
 

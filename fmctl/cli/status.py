@@ -11,7 +11,7 @@ import click
 from fmctl.cli import options, render
 from fmctl.cli.options import Connection
 from fmctl.cli.partitions import dialled
-from fmctl.core.answers import DaemonStatus, FabricState
+from fmctl.core.answers import DaemonStatus, FabricState, ServiceVmState, ServiceVmStatus
 from fmctl.core.errors import AgentUnreachable, FabricNotReady
 
 _POLL = 0.2
@@ -21,7 +21,7 @@ _POLL = 0.2
 @options.output("text", "json", "yaml")
 @options.connection
 def status(connection: Connection, style: str) -> None:
-    """Tell how the daemon, the agent and Fabric Manager are."""
+    """Tell how the daemon is, and all behind it."""
     with dialled(connection) as (client, timeout):
         answer = client.status(timeout=timeout)
     if style == "text":
@@ -43,7 +43,7 @@ def status(connection: Connection, style: str) -> None:
 def wait(connection: Connection, wanted: str) -> None:
     """Wait until Fabric Manager is ready.
 
-    Or until it is in another state; exit status 5 when --timeout passes first.
+    Or until it, or the Service VM, is in another state; exit status 5 when --timeout passes first.
     """
     import tenacity
 
@@ -52,10 +52,10 @@ def wait(connection: Connection, wanted: str) -> None:
 
         def look() -> None:
             answer = client.status(timeout=timeout)
-            if answer.fabric_state is not state:
+            if not _is(answer, state):
                 raise FabricNotReady(
-                    f"Fabric Manager is {answer.fabric_state.value}, not {state.value}",
-                    why=answer.fabric_message,
+                    f"{_who(answer)}, not {state}",
+                    why=answer.service_vm.message or answer.fabric_message,
                     fix="wait longer with --timeout, or see `fmctl status`",
                 )
 
@@ -67,13 +67,26 @@ def wait(connection: Connection, wanted: str) -> None:
         )(look)()
 
 
-def _state(wanted: str) -> FabricState:
+def _is(answer: DaemonStatus, state: str) -> bool:
+    """Whether Fabric Manager or the Service VM is in that state; ready are both, where the Service VM is ours."""
+    states = (answer.fabric_state.value, answer.service_vm.state.value)
+    if state == "ready" and answer.service_vm.state is not ServiceVmState.UNMANAGED:
+        return states == (state, state)
+    return state in states
+
+
+def _who(answer: DaemonStatus) -> str:
+    if answer.service_vm.state is ServiceVmState.UNMANAGED:
+        return f"Fabric Manager is {answer.fabric_state.value}"
+    return f"the Service VM is {answer.service_vm.state.value}"
+
+
+def _state(wanted: str) -> str:
     word = "ready" if wanted == "ready" else wanted.removeprefix("state=")
-    try:
-        return FabricState(word)
-    except ValueError:
-        states = ", ".join(state.value for state in FabricState)
-        raise click.BadParameter(f"{wanted!r} is neither ready nor state= with one of {states}.") from None
+    states = dict.fromkeys([*(state.value for state in FabricState), *(state.value for state in ServiceVmState)])
+    if word not in states:
+        raise click.BadParameter(f"{wanted!r} is neither ready nor state= with one of {', '.join(states)}.")
+    return word
 
 
 def _plain(answer: DaemonStatus) -> dict[str, Any]:
@@ -89,6 +102,21 @@ def _plain(answer: DaemonStatus) -> dict[str, Any]:
             "library": answer.agent.library,
         },
         "fabric": {"state": answer.fabric_state.value, "message": answer.fabric_message},
+        "service_vm": service_vm_plain(answer.service_vm),
+    }
+
+
+def service_vm_plain(seen: ServiceVmStatus) -> dict[str, Any]:
+    """The Service VM as plain data."""
+    return {
+        "state": seen.state.value,
+        "message": seen.message,
+        "name": seen.name,
+        "uuid": seen.uuid,
+        "cid": seen.cid,
+        "changed": seen.changed,
+        "degraded": seen.degraded,
+        "console_log": seen.console_log,
     }
 
 
@@ -105,6 +133,7 @@ def _show(answer: DaemonStatus) -> None:
     rows = [
         ("daemon", f"{answer.version}, since {_time(answer)}", ""),
         ("platform", (answer.platform or "unknown") + (" (simulated)" if answer.simulated else ""), ""),
+        *_service_vm_rows(answer.service_vm),
         (
             "agent",
             f"{agent.version if agent.reachable else 'unreachable'}, at {agent.address}",
@@ -117,7 +146,18 @@ def _show(answer: DaemonStatus) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for key, value, colour in rows:
         if value:
-            console.print(Text.assemble(f"{key:<10}", (value, colour)))
+            console.print(Text.assemble(f"{key:<11}", (value, colour)))
+
+
+def _service_vm_rows(seen: ServiceVmStatus) -> list[tuple[str, str, str]]:
+    if seen.state is ServiceVmState.UNMANAGED:
+        return [("degraded", seen.degraded, "red")]
+    changed = ", and its next start takes another domain" if seen.changed else ""
+    return [
+        ("service VM", f"{seen.state.value}, domain {seen.name}{changed}", _colour(seen.state is ServiceVmState.READY)),
+        ("why", seen.message, ""),
+        ("degraded", f"this host takes no new work: {seen.degraded}" if seen.degraded else "", "red"),
+    ]
 
 
 def _colour(good: object) -> str:

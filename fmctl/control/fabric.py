@@ -29,7 +29,7 @@ from fmctl.core.errors import (
 from fmctl.core.fmcode import ALREADY_ACTIVE, NOT_ACTIVE
 from fmctl.core.partition import Partition, PartitionList
 from fmctl.core.platform import Hardware, Platform, recognise
-from fmctl.core.ports import Agent, Claims
+from fmctl.core.ports import Agent, Claims, Gate
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,13 @@ class _Budget:
 
 
 class FabricController:
-    """Lists, activates and deactivates partitions for owners, over the ports `Agent` and `Claims`."""
+    """Lists, activates and deactivates partitions for owners, over the ports `Agent`, `Claims` and `Gate`."""
 
     def __init__(
         self,
         agent: Agent,
         claims: Claims,
+        gate: Gate,
         *,
         agent_address: str = "",
         platform: Platform | None = None,
@@ -77,6 +78,7 @@ class FabricController:
         """
         self._agent = agent
         self._claims = claims
+        self._gate = gate
         self._agent_address = agent_address
         self._platform = platform
         self._known_platforms = known_platforms
@@ -104,13 +106,14 @@ class FabricController:
     ) -> Changed:
         """Activate a partition, named by its id or by exactly its GPUs, for an owner.
 
-        Raises NoSuchPartition, PartitionHeld, PolicyDenied, ActivationFailed, FabricNotReady, AgentUnreachable, or
-        OutcomeUnknown, after which the same call settles the matter.
+        Raises NoSuchPartition, HostCordoned, PartitionHeld, PolicyDenied, ActivationFailed, FabricNotReady,
+        AgentUnreachable, or OutcomeUnknown, after which the same call settles the matter.
         """
         owners.check(owner)
         with self._taking_turns(timeout) as budget:
             partition = self._resolve(partition_id, gpu_ids, budget)
             self._refuse_unsupported()
+            self._gate.refuse_new_work()
             self._refuse_held(partition, owner, budget)
             already = self._activate(partition, owner, budget)
             if not already:
@@ -148,7 +151,14 @@ class FabricController:
             fabric_message=seen.message,
             platform=board.name if board else "",
             simulated=self.simulated or seen.simulated,
+            service_vm=self._gate.status(),
         )
+
+    def active(self) -> tuple[int, ...]:
+        """The partitions that are active as far as is known: as last seen or, before that, as claimed."""
+        if self._seen is None:
+            return tuple(sorted(self._claims.owners()))
+        return tuple(partition.id for partition in self._seen.partitions if partition.active)
 
     def refresh(self) -> tuple[FabricState, str]:
         """Fabric Manager's state and what explains it, seen afresh with its partitions; never raises."""

@@ -14,8 +14,10 @@ from enum import Enum
 
 from fmctl.core.answers import FabricState, ServiceVmState
 from fmctl.core.domain import Domain, DomainState
+from fmctl.core.inventory import Role
 from fmctl.core.pci import Bdf
 from fmctl.core.settings import Restart
+from fmctl.core.vfio import Usage
 
 RECONNECT_FOR = 20.0
 """Seconds for which a connection that broke, or a Fabric Manager that answers badly, is only asked again."""
@@ -105,17 +107,31 @@ class Rules:
 
 @dataclass(frozen=True)
 class Decision:
-    """The next action, the memory to keep if it is taken, and why the host takes no new work, where it does not."""
+    """The next action, the memory to keep if it is taken, and why the host takes no new work, where it does not.
+
+    `trouble` is what the action is to end.
+    """
 
     action: Action
     memory: Memory
     degraded: str = ""
+    trouble: Trouble | None = None
 
 
-def tenants(domains: Sequence[Domain], gpus: Sequence[Bdf], own: str) -> tuple[Tenant, ...]:
-    """The domains but the Service VM's own, by UUID, that hold GPUs of the board."""
-    found = ((d.name, tuple(sorted(set(d.hostdevs) & set(gpus)))) for d in domains if d.uuid != own)
+def tenants(domains: Sequence[Domain], gpus: Sequence[Bdf]) -> tuple[Tenant, ...]:
+    """The domains that hold GPUs of the board; the Service VM never does."""
+    found = ((domain.name, tuple(sorted(set(domain.hostdevs) & set(gpus)))) for domain in domains)
     return tuple(Tenant(name, held) for name, held in found if held)
+
+
+def others(usages: Sequence[Usage], known: Sequence[Tenant]) -> tuple[Tenant, ...]:
+    """The holders of GPUs that are none of the known tenants: a QEMU started by hand, or another manager's VM."""
+    told = {bdf for tenant in known for bdf in tenant.gpus}
+    held: dict[str, list[Bdf]] = {}
+    for usage in usages:
+        if usage.role is Role.GPU and usage.is_held and usage.function.bdf not in told:
+            held.setdefault(usage.held_by, []).append(usage.function.bdf)
+    return tuple(Tenant(name, tuple(gpus)) for name, gpus in held.items())
 
 
 def interrupted(tenants: Sequence[Tenant] | None) -> tuple[Tenant, ...] | None:
@@ -153,7 +169,7 @@ _LADDER = {
     Trouble.STARTING: (Action.RESTART_VM,),
     Trouble.UNWELL: (Action.RESTART_AGENT, Action.START_RESTART, Action.RESTART_VM),
 }
-"""The remedies for each trouble, the gentlest first."""
+"""The remedies for each trouble, the gentlest first. The last one begins another life, so it is never used up."""
 
 _CONCLUSIVE = frozenset({Trouble.NOT_STARTED, Trouble.ENDED})
 """Troubles that do not pass by themselves, so that waiting helps nobody."""
@@ -170,10 +186,12 @@ def decide(seen: Seen, memory: Memory, rules: Rules, now: float) -> Decision:
     if trouble is not memory.trouble:
         memory = replace(memory, trouble=trouble, since=now)
     if trouble is Trouble.DEAD:
-        return _start(memory, rules, now)
-    if seen.domain is not None and not seen.domain.fingerprint:
-        return Decision(Action.WAIT, memory, f"the domain {seen.domain.name} runs, and fmctl did not start it")
-    return _remedy(trouble, seen, memory, rules, now)
+        decision = _start(memory, rules, now)
+    elif seen.domain is not None and not seen.domain.fingerprint:
+        decision = Decision(Action.WAIT, memory, f"the domain {seen.domain.name} runs, and fmctl did not start it")
+    else:
+        decision = _remedy(trouble, seen, memory, rules, now)
+    return replace(decision, trouble=trouble)
 
 
 def _trouble(seen: Seen, memory: Memory) -> Trouble | None:
@@ -198,7 +216,9 @@ def _start(memory: Memory, rules: Rules, now: float) -> Decision:
     """Start what is dead: the first time at once, then ever later, and not more often than the limit allows."""
     recent = tuple(start for start in memory.starts if now - start < LIMIT_WINDOW)
     if len(recent) > rules.restart_limit:
-        return Decision(Action.WAIT, memory, f"the Service VM was started {len(recent)} times within an hour and did not last")
+        return Decision(
+            Action.WAIT, memory, f"the Service VM was started {len(recent)} times within an hour and did not last"
+        )
     if recent and now - recent[-1] < min(MAX_BACK_OFF, BACK_OFF * 2 ** (len(recent) - 1)):
         return Decision(Action.WAIT, memory)
     return Decision(Action.START, started(memory, now))
@@ -211,12 +231,9 @@ def started(memory: Memory, now: float) -> Memory:
 
 
 def _remedy(trouble: Trouble, seen: Seen, memory: Memory, rules: Rules, now: float) -> Decision:
-    left = [action for action in _LADDER[trouble] if action not in memory.tried]
-    if not left:
-        return Decision(Action.WAIT, memory, f"{trouble.value}, and nothing helped")
+    action = next(action for action in _LADDER[trouble] if action not in memory.tried)
     if now - max(memory.since, memory.tried_at if memory.tried else 0.0) < _patience(trouble, memory, rules):
         return Decision(Action.WAIT, memory)
-    action = left[0]
     if _interrupts(action, trouble) and rules.restart is not Restart.ALWAYS:
         using = interrupted(seen.tenants)
         if using is None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fmctl.core.address import Address
 from fmctl.core.answers import AgentStatus, StartMode
@@ -18,9 +19,23 @@ from fmctl.rpc.fmctl.v1 import fabric_manager_pb2_grpc as manager_grpc
 class AgentClient(Client):
     """The port `Agent`, over gRPC."""
 
-    def __init__(self, address: Address) -> None:
-        super().__init__(address, "the agent")
+    def __init__(
+        self, address: Address, *, name: str = "", failure: Callable[[], FmctlError | None] = lambda: None
+    ) -> None:
+        """`name` is the address to tell of, where another is dialled; `failure` tells why it was not reached."""
+        super().__init__(address, "the agent", name)
+        self._failure = failure
         self._stub = manager_grpc.FabricManagerServiceStub(self.channel)
+
+    def call(self, method: Callable[..., Any], request: Any, timeout: float, *, changes: bool = False) -> Any:
+        """One call; what stands between may know better than gRPC why the agent was not reached."""
+        try:
+            return super().call(method, request, timeout, changes=changes)
+        except AgentUnreachable as error:
+            reason = self._failure()
+            if reason is None:
+                raise
+            raise AgentUnreachable(error.what, why=str(reason), fix=reason.fix or error.fix) from reason
 
     def list_partitions(self, *, timeout: float) -> PartitionList:
         """The partitions."""

@@ -12,11 +12,12 @@ from typing import Any, cast
 import grpc
 
 from fmctl.core.address import Address, UnixAddress, VsockAddress
-from fmctl.core.answers import Changed, DaemonStatus, Listed
+from fmctl.core.answers import Changed, DaemonStatus, Listed, ServiceVmStatus
 from fmctl.core.errors import BadRequest
 from fmctl.rpc import convert, errors
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2 as controller
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2_grpc as controller_grpc
+from fmctl.rpc.fmctl.v1 import service_vm_pb2 as service_vm
 
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -36,11 +37,11 @@ def target(address: Address) -> str:
 class Client:
     """A channel, and calls over it that end in values or in core errors."""
 
-    def __init__(self, address: Address, who: str) -> None:
-        """Dial when first needed; `who` names the other side in messages."""
+    def __init__(self, address: Address, who: str, name: str = "") -> None:
+        """Dial when first needed; `who` and `name`, or else the address, tell of the other side in messages."""
         is_unix = isinstance(address.where, UnixAddress)
         authority = (("grpc.default_authority", "localhost"),) if is_unix else ()
-        self._who = f"{who} at {address}"
+        self._who = f"{who} at {name or address}"
         self.channel = grpc.insecure_channel(target(address), options=(*_OPTIONS, *authority))
 
     def close(self) -> None:
@@ -83,6 +84,27 @@ class ControllerClient(Client):
         """Deactivate a partition."""
         request = controller.DeactivatePartitionRequest(owner=owner, partition_id=partition_id)
         return _changed(self.call(self._stub.DeactivatePartition, request, timeout, changes=True))
+
+    def start_service_vm(self, *, interrupt_tenants: bool, timeout: float) -> ServiceVmStatus:
+        """Start the Service VM unless it runs."""
+        request = service_vm.StartServiceVmRequest(interrupt_tenants=interrupt_tenants)
+        return self._service_vm("StartServiceVm", request, timeout)
+
+    def stop_service_vm(self, *, interrupt_tenants: bool, timeout: float) -> ServiceVmStatus:
+        """Shut the Service VM down, and let it stay down."""
+        request = service_vm.StopServiceVmRequest(interrupt_tenants=interrupt_tenants)
+        return self._service_vm("StopServiceVm", request, timeout)
+
+    def destroy_service_vm(self, *, interrupt_tenants: bool, timeout: float) -> ServiceVmStatus:
+        """End the Service VM at once, and let it stay down."""
+        request = service_vm.DestroyServiceVmRequest(interrupt_tenants=interrupt_tenants)
+        return self._service_vm("DestroyServiceVm", request, timeout)
+
+    def _service_vm(self, method: str, request: Any, timeout: float) -> ServiceVmStatus:
+        from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import ServiceVmServiceStub
+
+        answer = self.call(getattr(ServiceVmServiceStub(self.channel), method), request, timeout, changes=True)
+        return convert.service_vm_from(answer.service_vm)
 
     def status(self, *, timeout: float) -> DaemonStatus:
         """The daemon's state, and what it sees behind it."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fmctl.core.answers import AgentInfo, DaemonStatus, FabricState
+from fmctl.core.answers import AgentInfo, DaemonStatus, FabricState, ServiceVmState, ServiceVmStatus
 from fmctl.core.partition import Gpu, Partition, PartitionList
-from fmctl.rpc.fmctl.v1 import fabric_controller_pb2, partition_pb2
+from fmctl.rpc.fmctl.v1 import fabric_controller_pb2, partition_pb2, service_vm_pb2
 
 if TYPE_CHECKING:
     from fmctl.rpc.fmctl.v1 import fabric_manager_pb2
@@ -24,6 +24,13 @@ _STATES = {
     FabricState.FAILED: partition_pb2.FABRIC_STATE_FAILED,
 }
 _STATES_BACK = {message: state for state, message in _STATES.items()}
+_SERVICE_VM_STATES = {
+    state: service_vm_pb2.ServiceVmState.Value(f"SERVICE_VM_STATE_{state.name}") for state in ServiceVmState
+}
+_SERVICE_VM_STATES_BACK = {
+    service_vm_pb2.SERVICE_VM_STATE_UNSPECIFIED: ServiceVmState.UNMANAGED,
+    **{message: state for state, message in _SERVICE_VM_STATES.items()},
+}
 
 
 def partition_to(partition: Partition, owner: str = "") -> partition_pb2.Partition:
@@ -80,6 +87,7 @@ def status_to(status: DaemonStatus) -> fabric_controller_pb2.GetStatusResponse:
         ),
         fabric_state=state_to(status.fabric_state),
         fabric_message=status.fabric_message,
+        service_vm=service_vm_to(status.service_vm),
     )
     message.start_time.FromNanoseconds(int(status.started * 1e9))
     return message
@@ -96,6 +104,35 @@ def status_from(message: fabric_controller_pb2.GetStatusResponse) -> DaemonStatu
         fabric_message=message.fabric_message,
         platform=message.platform,
         simulated=message.simulated,
+        service_vm=service_vm_from(message.service_vm),
+    )
+
+
+def service_vm_to(status: ServiceVmStatus) -> service_vm_pb2.ServiceVm:
+    """The message of the Service VM."""
+    return service_vm_pb2.ServiceVm(
+        state=_SERVICE_VM_STATES[status.state],
+        message=status.message,
+        name=status.name,
+        uuid=status.uuid,
+        cid=status.cid,
+        changed=status.changed,
+        degraded=status.degraded,
+        console_log=status.console_log,
+    )
+
+
+def service_vm_from(message: service_vm_pb2.ServiceVm) -> ServiceVmStatus:
+    """The Service VM of a message; a state that a newer daemon may name and this one does not know is a failed one."""
+    return ServiceVmStatus(
+        state=_SERVICE_VM_STATES_BACK.get(message.state, ServiceVmState.FAILED),
+        message=message.message,
+        name=message.name,
+        uuid=message.uuid,
+        cid=message.cid,
+        changed=message.changed,
+        degraded=message.degraded,
+        console_log=message.console_log,
     )
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ DEFAULT_TIMEOUT = 60.0
 
 MANAGER_SERVICE = "fmctl.v1.FabricManagerService"
 CONTROLLER_SERVICE = "fmctl.v1.FabricControllerService"
+SERVICE_VM_SERVICE = "fmctl.v1.ServiceVmService"
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,21 @@ class Listening:
 class Server:
     """A gRPC server with the standard health service. As a context manager it serves for as long as the block.
 
-    Health: the empty name and the service's own tell whether the API serves, `MANAGER_SERVICE` whether Fabric Manager
+    Health: the empty name and the services' own tell whether the API serves, `MANAGER_SERVICE` whether Fabric Manager
     is ready, on the agent and on the daemon alike.
     """
 
     def __init__(
         self,
         listening: Listening,
-        service: str,
+        services: Sequence[str],
         add: Callable[[grpc.Server], None],
         *,
         simulated: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`service` is the name of the service that `add` registers."""
+        """`services` are the names of those that `add` registers."""
         self._listening = listening
-        self._service = service
+        self._services = services
         self._grpc = grpc.server(
             futures.ThreadPoolExecutor(THREADS, thread_name_prefix="rpc"),
             interceptors=[_Errors(simulated)],
@@ -70,7 +71,7 @@ class Server:
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if listening.reflection:
-            _add_reflection(self._grpc, service)
+            _add_reflection(self._grpc, services)
         self._place: SocketPlace | None = None
 
     def fabric_changed(self, state: FabricState) -> None:
@@ -95,7 +96,7 @@ class Server:
             self.stop(grace=0)
             raise
         self._grpc.start()
-        for service in ("", self._service):
+        for service in ("", *self._services):
             self._set_health(service, serving=True)
         self._set_health(MANAGER_SERVICE, serving=False)
 
@@ -150,14 +151,14 @@ def _refuse_tcp(listening: Listening) -> None:
     log.warning("%s takes calls from every user of this machine: --insecure-tcp has no authentication", where)
 
 
-def _add_reflection(server: grpc.Server, service: str) -> None:
+def _add_reflection(server: grpc.Server, services: Sequence[str]) -> None:
     try:
         from grpc_reflection.v1alpha import reflection
     except ImportError:
         raise BadRequest(
             "reflection cannot be served", why="grpcio-reflection is not installed", fix="install fmctl[reflection]"
         ) from None
-    reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
 
 class _Errors(grpc.ServerInterceptor):

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated board as a process tree: the Fabric Manager of `sim.fmserver` and an agent, under the daemon.
+"""What runs in a pretended Service VM, as a process tree: the Fabric Manager of `sim.fmserver` and an agent.
 
-What dies in it is started again, as systemd would do; a Fabric Manager that died comes back empty.
+What dies in it is started again, as systemd would do; a Fabric Manager that died comes back empty. `sim.hypervisor`
+says when the Service VM runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmctl import process
 from fmctl.core.address import Address
+from fmctl.core.domain import Domain
 from fmctl.core.errors import BadRequest
 from fmctl.sim import shim
 
@@ -25,27 +28,39 @@ RESTART_DELAY = 1.0
 
 
 class SimulatedBoard:
-    """Fabric Manager and agent of one board. As a context manager both run for as long as the block."""
+    """Fabric Manager and agent of one board. As a context manager it has a folder for as long as the block."""
 
     def __init__(self, platform: str, folder: Path | None = None, *, call_timeout: float = 30.0) -> None:
         """Everything lies in `folder`, or in a temporary one; `platform` is a name or a path.
 
         Raises FmctlError where the folder cannot serve.
         """
+        self._platform = platform
+        self._call_timeout = call_timeout
         self._temporary = folder is None
         self.folder = (folder or Path(tempfile.mkdtemp(prefix="fmctl-"))).absolute()
         try:
             self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         except OSError as error:
             raise BadRequest(f"{self.folder} cannot be made", why=error.strerror or str(error)) from error
-        fabric_manager, self.agent_address = self._socket("fm"), self._socket("agent")
-        state, library = self.folder / "fabricmanager.state", shim.build() / "libnvfm.so.1"
-        served = ["--listen", str(fabric_manager), "--state-file", str(state)]
-        asked = ["--listen", str(self.agent_address), "--fm-address", str(fabric_manager), "--library", str(library)]
-        self._kept = (
-            _Kept("Fabric Manager", ["sim", "fm", "--platform", platform, *served]),
-            _Kept("agent", ["agent", *asked, "--call-timeout", str(call_timeout)]),
-        )
+        self._fm_address, self.agent_address = self._socket("fm"), self._socket("agent")
+        self.console_log = self.folder / "console.log"
+        self._library = shim.build() / "libnvfm.so.1"
+
+    @contextlib.contextmanager
+    def guest(self, domain: Domain) -> Iterator[None]:
+        """Fabric Manager and agent from their boot to the guest's end; they remember nothing of an earlier boot."""
+        state = self.folder / "fabricmanager.state"
+        state.unlink(missing_ok=True)
+        self.console_log.write_text(f"the pretended guest boots in {domain.name}\n")
+        served = ["--listen", str(self._fm_address), "--state-file", str(state)]
+        asked = ["--listen", str(self.agent_address), "--fm-address", str(self._fm_address)]
+        asked += ["--library", str(self._library), "--call-timeout", str(self._call_timeout)]
+        with (
+            _Kept("Fabric Manager", ["sim", "fm", "--platform", self._platform, *served]),
+            _Kept("agent", ["agent", *asked]),
+        ):
+            yield
 
     def _socket(self, name: str) -> Address:
         try:
@@ -54,19 +69,15 @@ class SimulatedBoard:
             raise BadRequest(f"{self.folder} cannot hold sockets", why=str(error), fix="use a shorter path") from error
 
     def __enter__(self) -> SimulatedBoard:
-        for kept in self._kept:
-            kept.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for kept in reversed(self._kept):
-            kept.stop()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class _Kept:
-    """A child process that is started again when it dies, until it is stopped."""
+    """A child process that is started again when it dies, for as long as the block."""
 
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
         self._name = name
@@ -76,10 +87,11 @@ class _Kept:
         self._thread = threading.Thread(target=self._keep, name=f"simulated {name}", daemon=True)
         self._child: process.Child | None = None
 
-    def start(self) -> None:
+    def __enter__(self) -> _Kept:
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._starting:
             self._stopping.set()
         if self._child is not None:

@@ -60,7 +60,7 @@ def start(request: pytest.FixtureRequest, folder: Path) -> Iterator[Start]:
             servicer = FabricManagerServicer(LocalAgent(worker, Unmanaged(), lambda: None, library="", call_timeout=T))
             server = Server(
                 Listening(address),
-                MANAGER_SERVICE,
+                (MANAGER_SERVICE,),
                 lambda grpc: add_FabricManagerServiceServicer_to_server(servicer, grpc),
             )
             cleanup.enter_context(server)

@@ -14,6 +14,7 @@ from fmctl.core.partition import PartitionList
 from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.fmservice import MemoryProcess, Unmanaged
+from fmctl.sim.gate import MemoryGate
 from fmctl.sim.nvfm import MemoryNvfm
 
 
@@ -54,7 +55,7 @@ class Busy(MemoryNvfm):
 def test_a_call_under_way_tells_nothing_of_the_state() -> None:
     nvfm = Busy(Fabric.started(platforms.load("hgx-h100-8"), now=0))
     agent = LocalAgent(nvfm, Unmanaged(), lambda: None, library="memory", call_timeout=30)
-    controller = FabricController(agent, MemoryClaims())
+    controller = FabricController(agent, MemoryClaims(), MemoryGate())
     assert controller.refresh() == (FabricState.READY, "")
     nvfm.busy = True
     assert agent.status(timeout=1).state is FabricState.READY
@@ -108,7 +109,6 @@ class Host:
     def _end(self) -> None:
         self.ends += 1
 
-    @property
     def state(self) -> FabricState:
         return self.agent.status(timeout=1).state
 
@@ -118,14 +118,14 @@ class Host:
 
 def test_fabric_manager_starts_on_the_daemon_s_word() -> None:
     host = Host()
-    assert host.state is FabricState.NOT_STARTED
+    assert host.state() is FabricState.NOT_STARTED
     host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=10)
-    assert host.state is FabricState.READY
+    assert host.state() is FabricState.READY
     host.agent.activate(3, timeout=1)
     host.process.die()
-    assert host.state is FabricState.ENDED
+    assert host.state() is FabricState.ENDED
     host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=10)
-    assert (host.state, host.active()) == (FabricState.READY, [])
+    assert (host.state(), host.active()) == (FabricState.READY, [])
 
 
 def test_a_restart_is_told_its_active_partitions_before_anyone_else_is_served() -> None:
@@ -133,10 +133,10 @@ def test_a_restart_is_told_its_active_partitions_before_anyone_else_is_served() 
     host.agent.start_fabric_manager(StartMode.FRESH, (), timeout=10)
     host.process.die()
     host.agent.start_fabric_manager(StartMode.RESTART, (3, 4), timeout=10)
-    assert (host.state, host.active()) == (FabricState.READY, [3, 4])
+    assert (host.state(), host.active()) == (FabricState.READY, [3, 4])
     host.process.die()
     host.agent.start_fabric_manager(StartMode.RESTART, (), timeout=10)
-    assert (host.state, host.active()) == (FabricState.READY, [])
+    assert (host.state(), host.active()) == (FabricState.READY, [])
 
 
 def test_the_list_is_set_as_soon_as_fabric_manager_takes_calls() -> None:
@@ -144,7 +144,7 @@ def test_the_list_is_set_as_soon_as_fabric_manager_takes_calls() -> None:
     states: list[FabricState] = []
 
     def wake_at_the_fifth() -> None:
-        states.append(host.state)
+        states.append(host.state())
         if len(states) == 5 and isinstance(host.process, Slow):
             host.process.wake()
 
@@ -155,19 +155,27 @@ def test_the_list_is_set_as_soon_as_fabric_manager_takes_calls() -> None:
     assert sum(host.pauses) <= 1
 
 
+def test_one_that_waits_for_no_list_needs_none() -> None:
+    host = Host(Slow)
+    host.paused = lambda: MemoryProcess.start(host.process, restart=False)
+    host.agent.start_fabric_manager(StartMode.RESTART, (3,), timeout=10)
+    assert len(host.pauses) == 1
+    assert host.state() is FabricState.READY
+
+
 def test_a_restart_that_does_not_get_there_in_time_fails_and_is_awaited_no_more() -> None:
     host = Host(Slow)
     with pytest.raises(FmctlError):
         host.agent.start_fabric_manager(StartMode.RESTART, (3,), timeout=10)
     assert 9.5 <= sum(host.pauses) <= 10.5
-    assert host.state is FabricState.UNREACHABLE
+    assert host.state() is FabricState.UNREACHABLE
 
 
 def test_a_restart_without_a_usable_state_ends_and_says_so() -> None:
     host = Host()
     with pytest.raises(FmctlError, match="ended before it took the active partitions"):
         host.agent.start_fabric_manager(StartMode.RESTART, (3,), timeout=10)
-    assert host.state is FabricState.ENDED
+    assert host.state() is FabricState.ENDED
 
 
 def test_a_contradictory_list_is_refused_within_the_time() -> None:

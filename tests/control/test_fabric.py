@@ -19,6 +19,7 @@ from fmctl.core.errors import (
     BadRequest,
     FabricNotReady,
     FmctlError,
+    HostCordoned,
     NoSuchPartition,
     OutcomeUnknown,
     PartitionHeld,
@@ -30,6 +31,7 @@ from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
 from fmctl.sim.fmservice import Unmanaged
+from fmctl.sim.gate import MemoryGate
 from fmctl.sim.nvfm import MemoryNvfm
 
 PAIR, OTHER_PAIR, QUAD = 3, 4, 1
@@ -83,6 +85,7 @@ class Host:
     nvfm: MemoryNvfm = field(init=False)
     line: Line = field(init=False)
     claims: MemoryClaims = field(default_factory=MemoryClaims)
+    gate: MemoryGate = field(default_factory=MemoryGate)
     controller: FabricController = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class Host:
         return Fabric.started(platforms.load(self.platform), now=0)
 
     def restart_daemon(self) -> None:
-        self.controller = FabricController(self.line, self.claims, known_platforms=platforms.every())
+        self.controller = FabricController(self.line, self.claims, self.gate, known_platforms=platforms.every())
 
     def activate(self, partition_id: int, owner: str = "a") -> bool:
         """Whether it was active already."""
@@ -349,7 +352,7 @@ def test_a_fabric_manager_that_is_not_there_changes_nothing() -> None:
 def test_a_real_a100_is_refused_with_the_reason_and_a_simulated_one_is_not() -> None:
     there = host(board="hgx-a100-8")
     real = Unmarked(there.line)
-    controller = FabricController(real, there.claims, known_platforms=platforms.every())
+    controller = FabricController(real, there.claims, there.gate, known_platforms=platforms.every())
     with pytest.raises(PolicyDenied, match="real hgx-a100-8") as refusal:
         controller.activate("a", partition_id=11, timeout=TIMEOUT)
     assert refusal.value.why == platforms.load("hgx-a100-8").hardware_reason
@@ -435,7 +438,9 @@ def test_a_caller_s_time_is_shared_between_the_change_and_the_look(operation: Op
     there.activate(PAIR)
     budgets: list[float] = []
     agent = Timed(there.line, budgets)
-    controller = FabricController(agent, there.claims, known_platforms=(), call_timeout=30, clock=lambda: 0.0)
+    controller = FabricController(
+        agent, there.claims, there.gate, known_platforms=(), call_timeout=30, clock=lambda: 0.0
+    )
     controller.list_partitions(timeout=TIMEOUT)
     budgets.clear()
     if operation is Operation.ACTIVATE:
@@ -464,3 +469,32 @@ class Timed(Line):
     def deactivate(self, partition_id: int, *, timeout: float) -> None:
         self.budgets.append(timeout)
         super().deactivate(partition_id, timeout=timeout)
+
+
+def test_a_host_that_takes_no_new_work_says_why_and_still_gives_back() -> None:
+    there = Host("hgx-h100-8")
+    there.activate(3)
+    there.gate.reason = "an NVSwitch is gone"
+    with pytest.raises(HostCordoned) as refusal:
+        there.activate(4)
+    assert "an NVSwitch is gone" in str(refusal.value)
+    assert there.claims.owners() == {3: "a"}
+    assert there.controller.status(timeout=1).service_vm.degraded == "an NVSwitch is gone"
+    there.deactivate(3)
+    assert there.claims.owners() == {}
+    there.gate.reason = ""
+    assert not there.activate(4)
+
+
+def test_what_a_restarted_fabric_manager_is_told_is_what_was_seen_last_or_else_the_claims() -> None:
+    there = Host("hgx-h100-8")
+    there.activate(3)
+    there.activate(4)
+    assert there.controller.active() == (3, 4)
+    there.deactivate(3)
+    assert there.controller.active() == (4,)
+    there.restart_daemon()
+    there.claims.put(6, "b")
+    assert there.controller.active() == (4, 6)
+    there.controller.refresh()
+    assert there.controller.active() == (4,)

@@ -103,6 +103,7 @@ def test_one_that_cannot_take_up_its_state_starts_fresh_only_when_no_tenant_lose
     ended = fabric(FabricState.ENDED, PAIR, ALONE)
     assert life.look(ended) is Action.START_RESTART
     assert life.look(ended, after=19.9) is Action.WAIT
+    assert life.degraded == ""
     assert life.look(ended, after=0.1) is Action.WAIT
     assert "to start Fabric Manager fresh would interrupt tenant with 2 GPUs" in life.degraded
     assert "alone" not in life.degraded
@@ -116,6 +117,14 @@ def test_a_broken_connection_is_tried_again_then_the_agent_then_the_service_vm()
     assert life.look(SILENT, after=0.1) is Action.RESTART_AGENT
     assert life.look(SILENT, after=19.9) is Action.WAIT
     assert life.look(SILENT, after=0.1) is Action.RESTART_VM
+
+
+def test_an_agent_that_answered_once_is_missed_sooner_than_one_that_boots() -> None:
+    life = Life()
+    life.look(DEAD)
+    assert life.look(fabric(FabricState.INITIALISING), after=10) is Action.WAIT
+    assert life.look(SILENT, after=10) is Action.WAIT
+    assert life.look(SILENT, after=20) is Action.RESTART_AGENT
 
 
 def test_a_connection_that_comes_back_in_time_starts_the_count_anew() -> None:
@@ -134,7 +143,8 @@ def test_an_unwell_fabric_manager_goes_up_the_whole_ladder() -> None:
     assert life.look(unwell, after=20) is Action.RESTART_AGENT
     assert life.look(SILENT, after=2) is Action.WAIT
     assert life.look(unwell, after=2) is Action.WAIT
-    assert life.look(unwell, after=20) is Action.START_RESTART
+    assert life.look(unwell, after=19.9) is Action.WAIT
+    assert life.look(unwell, after=0.1) is Action.START_RESTART
     assert life.look(unwell, after=89) is Action.WAIT
     assert life.look(unwell, after=1) is Action.RESTART_VM
 
@@ -215,7 +225,7 @@ def test_tenants_are_the_other_domains_with_gpus_of_the_board() -> None:
         Domain("b", "web", DomainState.RUNNING, (drive,)),
         Domain("c", "single", DomainState.PAUSED, (GPUS[2],)),
     ]
-    found = servicevm.tenants(domains, GPUS, "own")
+    found = servicevm.tenants(domains, GPUS)
     assert found == (Tenant("pair", GPUS[:2]), Tenant("single", (GPUS[2],)))
     assert servicevm.interrupted(found) == (found[0],)
     assert servicevm.interrupted(None) is None

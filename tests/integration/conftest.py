@@ -84,6 +84,7 @@ class Chain:
     def daemon(self, settings: str = "", *arguments: str) -> Fmctl:
         file = self.folder / "fmctld.yaml"
         places = f"listen: {self.at('fmctld')}\nagent: {self.at('agent')}\nclaims_file: {self.folder}/claims.json\n"
+        places += "service_vm: {managed: false}\n"
         file.write_text(places + settings + "\n")
         program = self._start("daemon", "daemon", "--config", str(file), *arguments)
         program.says("serving at")

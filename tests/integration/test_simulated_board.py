@@ -203,6 +203,15 @@ def test_the_demo_runs_and_leaves_nothing() -> None:
     assert "3             Active    2     36       1,3\n" in done.stdout
     assert "shares GPUs with active partitions" in done.stdout
     assert "refused with exit status 4" in done.stdout
+    for shown in (
+        "gpu                0000:17:00.0  H100 SXM",
+        "nothing found: this host can pass hgx-h100-8 on to VMs",
+        "0000:04:00.0: bind to vfio-pci",
+        "<hostdev mode='subsystem' type='pci' managed='no'>",
+        "service VM ready, domain fmctl-service-vm",
+        "service VM absent, domain fmctl-service-vm",
+    ):
+        assert shown in done.stdout
     assert done.stdout.endswith("Every partition is inactive again.\n")
     assert children(os.getpid()) == before
     assert sys.executable.startswith(str(ROOT / ".venv")), "the demo uses .venv, and so must this test"

@@ -23,40 +23,41 @@ _sym_db = _symbol_database.Default()
 
 
 from fmctl.rpc.fmctl.v1 import partition_pb2 as fmctl_dot_v1_dot_partition__pb2
+from fmctl.rpc.fmctl.v1 import service_vm_pb2 as fmctl_dot_v1_dot_service__vm__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fmctl/v1/fabric_controller.proto\x12\x08\x66mctl.v1\x1a\x18\x66mctl/v1/partition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x17\n\x15ListPartitionsRequest\"l\n\x16ListPartitionsResponse\x12\'\n\npartitions\x18\x01 \x03(\x0b\x32\x13.fmctl.v1.Partition\x12\x16\n\x0emax_partitions\x18\x02 \x01(\r\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"+\n\x13GetPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"Q\n\x14GetPartitionResponse\x12&\n\tpartition\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.Partition\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"\x1e\n\x06GpuSet\x12\x14\n\x0cphysical_ids\x18\x01 \x03(\r\"m\n\x18\x41\x63tivatePartitionRequest\x12\x16\n\x0cpartition_id\x18\x01 \x01(\rH\x00\x12 \n\x04gpus\x18\x02 \x01(\x0b\x32\x10.fmctl.v1.GpuSetH\x00\x12\r\n\x05owner\x18\x03 \x01(\tB\x08\n\x06target\"g\n\x19\x41\x63tivatePartitionResponse\x12&\n\tpartition\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.Partition\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"A\n\x1a\x44\x65\x61\x63tivatePartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\"i\n\x1b\x44\x65\x61\x63tivatePartitionResponse\x12&\n\tpartition\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.Partition\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"\x12\n\x10GetStatusRequest\"\xe2\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08platform\x18\x03 \x01(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\x12\"\n\x05\x61gent\x18\x05 \x01(\x0b\x32\x13.fmctl.v1.AgentInfo\x12+\n\x0c\x66\x61\x62ric_state\x18\x06 \x01(\x0e\x32\x15.fmctl.v1.FabricState\x12\x16\n\x0e\x66\x61\x62ric_message\x18\x07 \x01(\t\"Q\n\tAgentInfo\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t2\xc5\x03\n\x17\x46\x61\x62ricControllerService\x12S\n\x0eListPartitions\x12\x1f.fmctl.v1.ListPartitionsRequest\x1a .fmctl.v1.ListPartitionsResponse\x12M\n\x0cGetPartition\x12\x1d.fmctl.v1.GetPartitionRequest\x1a\x1e.fmctl.v1.GetPartitionResponse\x12\\\n\x11\x41\x63tivatePartition\x12\".fmctl.v1.ActivatePartitionRequest\x1a#.fmctl.v1.ActivatePartitionResponse\x12\x62\n\x13\x44\x65\x61\x63tivatePartition\x12$.fmctl.v1.DeactivatePartitionRequest\x1a%.fmctl.v1.DeactivatePartitionResponse\x12\x44\n\tGetStatus\x12\x1a.fmctl.v1.GetStatusRequest\x1a\x1b.fmctl.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fmctl/v1/fabric_controller.proto\x12\x08\x66mctl.v1\x1a\x18\x66mctl/v1/partition.proto\x1a\x19\x66mctl/v1/service_vm.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x17\n\x15ListPartitionsRequest\"l\n\x16ListPartitionsResponse\x12\'\n\npartitions\x18\x01 \x03(\x0b\x32\x13.fmctl.v1.Partition\x12\x16\n\x0emax_partitions\x18\x02 \x01(\r\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"+\n\x13GetPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"Q\n\x14GetPartitionResponse\x12&\n\tpartition\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.Partition\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"\x1e\n\x06GpuSet\x12\x14\n\x0cphysical_ids\x18\x01 \x03(\r\"m\n\x18\x41\x63tivatePartitionRequest\x12\x16\n\x0cpartition_id\x18\x01 \x01(\rH\x00\x12 \n\x04gpus\x18\x02 \x01(\x0b\x32\x10.fmctl.v1.GpuSetH\x00\x12\r\n\x05owner\x18\x03 \x01(\tB\x08\n\x06target\"g\n\x19\x41\x63tivatePartitionResponse\x12&\n\tpartition\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.Partition\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"A\n\x1a\x44\x65\x61\x63tivatePartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\"i\n\x1b\x44\x65\x61\x63tivatePartitionResponse\x12&\n\tpartition\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.Partition\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"\x12\n\x10GetStatusRequest\"\x8b\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08platform\x18\x03 \x01(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\x12\"\n\x05\x61gent\x18\x05 \x01(\x0b\x32\x13.fmctl.v1.AgentInfo\x12+\n\x0c\x66\x61\x62ric_state\x18\x06 \x01(\x0e\x32\x15.fmctl.v1.FabricState\x12\x16\n\x0e\x66\x61\x62ric_message\x18\x07 \x01(\t\x12\'\n\nservice_vm\x18\x08 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\"Q\n\tAgentInfo\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t2\xc5\x03\n\x17\x46\x61\x62ricControllerService\x12S\n\x0eListPartitions\x12\x1f.fmctl.v1.ListPartitionsRequest\x1a .fmctl.v1.ListPartitionsResponse\x12M\n\x0cGetPartition\x12\x1d.fmctl.v1.GetPartitionRequest\x1a\x1e.fmctl.v1.GetPartitionResponse\x12\\\n\x11\x41\x63tivatePartition\x12\".fmctl.v1.ActivatePartitionRequest\x1a#.fmctl.v1.ActivatePartitionResponse\x12\x62\n\x13\x44\x65\x61\x63tivatePartition\x12$.fmctl.v1.DeactivatePartitionRequest\x1a%.fmctl.v1.DeactivatePartitionResponse\x12\x44\n\tGetStatus\x12\x1a.fmctl.v1.GetStatusRequest\x1a\x1b.fmctl.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fmctl.rpc.fmctl.v1.fabric_controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTPARTITIONSREQUEST']._serialized_start=105
-  _globals['_LISTPARTITIONSREQUEST']._serialized_end=128
-  _globals['_LISTPARTITIONSRESPONSE']._serialized_start=130
-  _globals['_LISTPARTITIONSRESPONSE']._serialized_end=238
-  _globals['_GETPARTITIONREQUEST']._serialized_start=240
-  _globals['_GETPARTITIONREQUEST']._serialized_end=283
-  _globals['_GETPARTITIONRESPONSE']._serialized_start=285
-  _globals['_GETPARTITIONRESPONSE']._serialized_end=366
-  _globals['_GPUSET']._serialized_start=368
-  _globals['_GPUSET']._serialized_end=398
-  _globals['_ACTIVATEPARTITIONREQUEST']._serialized_start=400
-  _globals['_ACTIVATEPARTITIONREQUEST']._serialized_end=509
-  _globals['_ACTIVATEPARTITIONRESPONSE']._serialized_start=511
-  _globals['_ACTIVATEPARTITIONRESPONSE']._serialized_end=614
-  _globals['_DEACTIVATEPARTITIONREQUEST']._serialized_start=616
-  _globals['_DEACTIVATEPARTITIONREQUEST']._serialized_end=681
-  _globals['_DEACTIVATEPARTITIONRESPONSE']._serialized_start=683
-  _globals['_DEACTIVATEPARTITIONRESPONSE']._serialized_end=788
-  _globals['_GETSTATUSREQUEST']._serialized_start=790
-  _globals['_GETSTATUSREQUEST']._serialized_end=808
-  _globals['_GETSTATUSRESPONSE']._serialized_start=811
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1037
-  _globals['_AGENTINFO']._serialized_start=1039
-  _globals['_AGENTINFO']._serialized_end=1120
-  _globals['_FABRICCONTROLLERSERVICE']._serialized_start=1123
-  _globals['_FABRICCONTROLLERSERVICE']._serialized_end=1576
+  _globals['_LISTPARTITIONSREQUEST']._serialized_start=132
+  _globals['_LISTPARTITIONSREQUEST']._serialized_end=155
+  _globals['_LISTPARTITIONSRESPONSE']._serialized_start=157
+  _globals['_LISTPARTITIONSRESPONSE']._serialized_end=265
+  _globals['_GETPARTITIONREQUEST']._serialized_start=267
+  _globals['_GETPARTITIONREQUEST']._serialized_end=310
+  _globals['_GETPARTITIONRESPONSE']._serialized_start=312
+  _globals['_GETPARTITIONRESPONSE']._serialized_end=393
+  _globals['_GPUSET']._serialized_start=395
+  _globals['_GPUSET']._serialized_end=425
+  _globals['_ACTIVATEPARTITIONREQUEST']._serialized_start=427
+  _globals['_ACTIVATEPARTITIONREQUEST']._serialized_end=536
+  _globals['_ACTIVATEPARTITIONRESPONSE']._serialized_start=538
+  _globals['_ACTIVATEPARTITIONRESPONSE']._serialized_end=641
+  _globals['_DEACTIVATEPARTITIONREQUEST']._serialized_start=643
+  _globals['_DEACTIVATEPARTITIONREQUEST']._serialized_end=708
+  _globals['_DEACTIVATEPARTITIONRESPONSE']._serialized_start=710
+  _globals['_DEACTIVATEPARTITIONRESPONSE']._serialized_end=815
+  _globals['_GETSTATUSREQUEST']._serialized_start=817
+  _globals['_GETSTATUSREQUEST']._serialized_end=835
+  _globals['_GETSTATUSRESPONSE']._serialized_start=838
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1105
+  _globals['_AGENTINFO']._serialized_start=1107
+  _globals['_AGENTINFO']._serialized_end=1188
+  _globals['_FABRICCONTROLLERSERVICE']._serialized_start=1191
+  _globals['_FABRICCONTROLLERSERVICE']._serialized_end=1644
 # @@protoc_insertion_point(module_scope)

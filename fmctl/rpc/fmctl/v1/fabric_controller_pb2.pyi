@@ -5,6 +5,7 @@ SPDX-License-Identifier: Apache-2.0"""
 
 from collections import abc as _abc
 from fmctl.rpc.fmctl.v1 import partition_pb2 as _partition_pb2
+from fmctl.rpc.fmctl.v1 import service_vm_pb2 as _service_vm_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -258,6 +259,7 @@ class GetStatusResponse(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     FABRIC_STATE_FIELD_NUMBER: _builtins.int
     FABRIC_MESSAGE_FIELD_NUMBER: _builtins.int
+    SERVICE_VM_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version."""
     platform: _builtins.str
@@ -270,6 +272,8 @@ class GetStatusResponse(_message.Message):
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def agent(self) -> Global___AgentInfo: ...
+    @_builtins.property
+    def service_vm(self) -> _service_vm_pb2.ServiceVm: ...
     def __init__(
         self,
         *,
@@ -280,10 +284,11 @@ class GetStatusResponse(_message.Message):
         agent: Global___AgentInfo | None = ...,
         fabric_state: _partition_pb2.FabricState.ValueType = ...,
         fabric_message: _builtins.str = ...,
+        service_vm: _service_vm_pb2.ServiceVm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "service_vm", b"service_vm", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "platform", b"platform", "simulated", b"simulated", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "platform", b"platform", "service_vm", b"service_vm", "simulated", b"simulated", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fmctl service-vm start`, `stop`, `destroy` and `console`; `cli.servicevm` holds the group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fmctl.cli import options, render
+from fmctl.cli.options import Connection
+from fmctl.cli.partitions import dialled
+from fmctl.cli.status import service_vm_plain
+from fmctl.core.answers import ServiceVmStatus
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _interrupt_tenants(command: F) -> F:
+    return click.option(
+        "--interrupt-tenants",
+        is_flag=True,
+        help="Do so even where a running VM holds two or more GPUs, whose NVLinks then fail.",
+    )(command)
+
+
+@click.command()
+@_interrupt_tenants
+@options.output("text", "json", "yaml")
+@options.connection
+def start(connection: Connection, style: str, *, interrupt_tenants: bool) -> None:
+    """Start the Service VM, and keep it running.
+
+    Returns once its domain runs; `fmctl wait` waits until it is ready. Exit status 4 where that would interrupt a VM.
+    """
+    with dialled(connection) as (client, timeout):
+        _show(client.start_service_vm(interrupt_tenants=interrupt_tenants, timeout=timeout), style)
+
+
+@click.command()
+@_interrupt_tenants
+@options.output("text", "json", "yaml")
+@options.connection
+def stop(connection: Connection, style: str, *, interrupt_tenants: bool) -> None:
+    """Shut the Service VM down, and leave it so until it is started or the daemon is.
+
+    Exit status 4 where that would interrupt a VM.
+    """
+    with dialled(connection) as (client, timeout):
+        _show(client.stop_service_vm(interrupt_tenants=interrupt_tenants, timeout=timeout), style)
+
+
+@click.command()
+@_interrupt_tenants
+@options.output("text", "json", "yaml")
+@options.connection
+def destroy(connection: Connection, style: str, *, interrupt_tenants: bool) -> None:
+    """End the Service VM at once, as if its power failed.
+
+    It stays so until it is started or the daemon is. Exit status 4 where that would interrupt a VM.
+    """
+    with dialled(connection) as (client, timeout):
+        _show(client.destroy_service_vm(interrupt_tenants=interrupt_tenants, timeout=timeout), style)
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written, until Ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="How many last lines.")
+@options.connection
+def console(connection: Connection, lines: int, *, follow: bool) -> None:
+    """Show what the Service VM wrote to its console."""
+    with dialled(connection) as (client, timeout):
+        log = client.status(timeout=timeout).service_vm.console_log
+    if not log:
+        raise click.UsageError("The Service VM is someone else's, so its console is not known here.")
+    if not Path(log).exists():
+        raise click.UsageError(f"{log} is not there: the Service VM has not been started yet.")
+    from fmctl import process
+
+    process.become(["tail", "-n", str(lines), *(["-F"] if follow else []), "--", log])
+
+
+def _show(status: ServiceVmStatus, style: str) -> None:
+    if style == "text":
+        click.echo(f"the Service VM {status.name} is {status.state.value}")
+    else:
+        click.echo(render.document(service_vm_plain(status), style), nl=False)

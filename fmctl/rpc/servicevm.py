@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Service VM's service: each call one call of `control.servicevm`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+
+from fmctl.control.servicevm import ServiceVm
+from fmctl.core.errors import BadRequest
+from fmctl.rpc import convert
+from fmctl.rpc.fmctl.v1 import service_vm_pb2 as messages
+from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import ServiceVmServiceServicer
+from fmctl.rpc.server import time_left
+
+
+class ServiceVmServicer(ServiceVmServiceServicer):
+    """fmctl.v1.ServiceVmService."""
+
+    def __init__(self, service_vm: ServiceVm | None, simulated: Callable[[], bool]) -> None:
+        """Without a Service VM of ours every call is refused."""
+        self._service_vm = service_vm
+        self._simulated = simulated
+
+    def StartServiceVm(
+        self, request: messages.StartServiceVmRequest, context: grpc.ServicerContext
+    ) -> messages.StartServiceVmResponse:
+        """Start it unless it runs."""
+        status = self._managed().start(interrupt_tenants=request.interrupt_tenants, timeout=time_left(context))
+        return messages.StartServiceVmResponse(service_vm=convert.service_vm_to(status), simulated=self._simulated())
+
+    def StopServiceVm(
+        self, request: messages.StopServiceVmRequest, context: grpc.ServicerContext
+    ) -> messages.StopServiceVmResponse:
+        """Shut it down."""
+        status = self._managed().stop(interrupt_tenants=request.interrupt_tenants, timeout=time_left(context))
+        return messages.StopServiceVmResponse(service_vm=convert.service_vm_to(status), simulated=self._simulated())
+
+    def DestroyServiceVm(
+        self, request: messages.DestroyServiceVmRequest, context: grpc.ServicerContext
+    ) -> messages.DestroyServiceVmResponse:
+        """End it at once."""
+        status = self._managed().destroy(interrupt_tenants=request.interrupt_tenants, timeout=time_left(context))
+        return messages.DestroyServiceVmResponse(service_vm=convert.service_vm_to(status), simulated=self._simulated())
+
+    def _managed(self) -> ServiceVm:
+        if self._service_vm is None:
+            raise BadRequest(
+                "the Service VM is someone else's",
+                why="service_vm.managed is false",
+                fix="ask who runs it, or let fmctl manage it",
+            )
+        return self._service_vm

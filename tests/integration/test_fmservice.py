@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent that starts Fabric Manager itself: real processes, any of which dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fmctl.core.address import Address
+from fmctl.core.answers import FabricState, StartMode
+from fmctl.core.errors import FmctlError
+from fmctl.rpc.agent_client import AgentClient
+from fmctl.sim import shim
+from tests.support import Program, eventually
+
+T = 30.0
+
+
+class Guest:
+    """The Service VM's inside."""
+
+    def __init__(self, folder: Path, cleanup: contextlib.ExitStack) -> None:
+        self._folder = folder
+        self._cleanup = cleanup
+        at = f"unix:{folder}"
+        served = f"--platform, hgx-h100-8, --listen, '{at}/fm.sock', --state-file, {folder}/fm.state"
+        (folder / "agent.yaml").write_text(
+            f"listen: {at}/agent.sock\nrun_dir: {folder}/run\nfm_address: {at}/fm.sock\n"
+            f"library: {shim.build()}/libnvfm.so.1\nfm_command: [{sys.executable}, -m, fmctl, sim, fm, {served}]\n"
+        )
+        self.client = cleanup.enter_context(contextlib.closing(AgentClient(Address.parse(f"{at}/agent.sock"))))
+        self.agent = self.boot_agent()
+
+    def boot_agent(self) -> Program:
+        argv = ("agent", "--config", str(self._folder / "agent.yaml"))
+        self.agent = self._cleanup.enter_context(Program(*argv, log=self._folder / "agent.log"))
+        self.agent.says("serving at")
+        return self.agent
+
+    @property
+    def state(self) -> FabricState:
+        return self.client.status(timeout=T).state
+
+    def active(self) -> list[int]:
+        return [p.id for p in self.client.list_partitions(timeout=T).partitions if p.active]
+
+    def fabric_manager(self) -> int:
+        """The process of Fabric Manager, whoever its parent is now; 0 for none."""
+        wanted = str(self._folder / "fm.state").encode()
+        for command in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if wanted in command.read_bytes().split(b"\0"):
+                    return int(command.parent.name)
+        return 0
+
+
+@pytest.fixture
+def guest(folder: Path) -> Iterator[Guest]:
+    with contextlib.ExitStack() as cleanup:
+        guest = Guest(folder, cleanup)
+        yield guest
+        if pid := guest.fabric_manager():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_fabric_manager_dies_and_takes_up_what_was_active(guest: Guest) -> None:
+    assert guest.state is FabricState.NOT_STARTED
+    guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
+    eventually(lambda: guest.state is FabricState.READY)
+    guest.client.activate(3, timeout=T)
+    os.kill(guest.fabric_manager(), signal.SIGKILL)
+    eventually(lambda: guest.state is FabricState.ENDED)
+    guest.client.start_fabric_manager(StartMode.RESTART, (3, 6), timeout=T)
+    assert guest.active() == [3, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_agent_ends_and_fabric_manager_goes_on(guest: Guest, number: int) -> None:
+    guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
+    eventually(lambda: guest.state is FabricState.READY)
+    guest.client.activate(3, timeout=T)
+    before = guest.fabric_manager()
+    guest.agent.end(number)
+    guest.boot_agent()
+    assert eventually(lambda: _active(guest)) == [3]
+    assert guest.fabric_manager() == before
+
+
+def test_a_restart_of_the_agent_is_answered_and_then_done(guest: Guest) -> None:
+    guest.client.restart(timeout=T)
+    assert guest.agent.process.wait(15) == 0
+
+
+def test_a_start_that_cannot_work_says_why(guest: Guest) -> None:
+    with pytest.raises(FmctlError, match="ended before it took the active partitions"):
+        guest.client.start_fabric_manager(StartMode.RESTART, (), timeout=T)
+    assert guest.state is FabricState.ENDED
+
+
+def _active(guest: Guest) -> list[int]:
+    try:
+        return guest.active()
+    except FmctlError:
+        return []
