@@ -16,7 +16,6 @@ from fmctl.control.fabric import FabricController
 from fmctl.control.gate import HostGate
 from fmctl.control.monitor import Monitor
 from fmctl.control.servicevm import ServiceVm, World
-from fmctl.control.vfio import Vfio
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.errors import FmctlError, InvalidDocument
 from fmctl.core.platform import Platform
@@ -64,7 +63,7 @@ def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | Non
         settings = dataclasses.replace(
             settings, agent=guest.agent_address, claims_file=claims, service_vm=service_vm, platform=platform
         )
-        host = Host(pretended.bus, pretended.kernel, pretended.devices, [board])
+        host = local.around(pretended, board)
         try:
             _Daemon(settings, host, pretended.hypervisor, insecure_tcp=insecure_tcp, simulated=True).run()
         finally:
@@ -87,7 +86,6 @@ class _Daemon:
         self._settings = settings
         self._host = host
         self._hypervisor = hypervisor
-        self._render = local.simulated_service_vm if simulated else local.service_vm
         self._agent_address = settings.agent or Address(_vsock(settings.service_vm))
         self._relay = self._to_agent()
         self._agent = AgentClient(self._dialled(), name=str(self._agent_address), failure=self._failure)
@@ -129,14 +127,14 @@ class _Daemon:
 
     def _keeper(self, hypervisor: Hypervisor) -> ServiceVm:
         settings, host = self._settings, self._host
-        vfio = Vfio(host.bus, host.devices, lock=host.lock)
+        vfio = host.vfio(tell=lambda step: log.info("%s", step))
         world = World(
             hypervisor,
             self._agent,
             vfio,
             host.inventory,
             host.check,
-            functools.partial(self._render, settings),
+            functools.partial(host.service_vm, settings),
             lambda: self._controller.active(),
         )
         rules = Rules(

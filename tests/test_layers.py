@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "__init__": set(),
 }
 LAZILY = {"cli": {"agent", "daemon", "local", "sim", "process"}}
-"""What a layer may import inside a function alone."""
+"""What a layer may import inside a function alone, or for its types."""
 
 DOORS = {
     "ctypes": {"guest/nvfm.py"},
@@ -46,13 +46,17 @@ def layer(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every module that a file imports, and whether it does so inside a function."""
+    """Every module that a file imports, and whether it does so inside a function, or for its types alone."""
     tree = ast.parse(path.read_text())
     inside = {
         id(node)
         for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) or _is_for_types(function)
         for node in ast.walk(function)
     }
     for node in ast.walk(tree):

@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fmctl.cli import failure, options, render
+from fmctl.cli import place as at
+from fmctl.cli.place import Place
 
 if TYPE_CHECKING:
-    from fmctl.core.finding import Finding
     from fmctl.core.hostprep import FileState, HostFile, Preparation
-
-_ROOT = click.option("--root", type=click.Path(path_type=Path), default="/", hidden=True)
-_SIMULATE = click.option("--simulate", metavar="NAME|FILE", help="Look at a pretended host with this board.")
 
 
 @click.group()
@@ -27,25 +23,17 @@ def host() -> None:
 
 @host.command()
 @options.output("text", "json", "yaml")
-@click.option("--platform", default="", metavar="NAME|FILE", help="The board.  [default: what the host has]")
-@_SIMULATE
-@_ROOT
+@at.place
 @click.pass_context
-def check(context: click.Context, style: str, platform: str, simulate: str | None, root: Path) -> None:
+def check(context: click.Context, place: Place, style: str) -> None:
     """Tell what makes passthrough unsafe or impossible on this host.
 
     Run it as root: to others the kernel does not show all of it. Exit status 1 tells that something was found.
     """
-    if simulate and platform:
-        raise click.UsageError("--simulate brings its own --platform.")
-    from fmctl import local
-
-    board, findings = local.simulated_host_check(simulate) if simulate else local.host_check(platform, root)
-    if style == "text":
-        text = "".join(map(_finding, findings)) or f"nothing found: this host can pass {board.name} on to VMs\n"
-    else:
-        plain = {"platform": board.name, "findings": [dataclasses.asdict(finding) for finding in findings]}
-        text = render.document(plain, style)
+    host = place.host()
+    found = host.inventory()
+    findings, board = host.findings(found), found.platform.name
+    text = render.findings(findings, style, nothing=f"this host can pass {board} on to VMs", platform=board)
     click.echo(text, nl=False)
     if findings:
         context.exit(failure.FAILURE)
@@ -55,31 +43,22 @@ def check(context: click.Context, style: str, platform: str, simulate: str | Non
 @click.option("--dry-run", is_flag=True, help="Show what is to be set, and change nothing.")
 @click.option("--write", is_flag=True, help="Write the files, but never the kernel's command line.")
 @click.option("--force", is_flag=True, help="With --write, replace files that somebody else changed, too.")
-@_SIMULATE
-@_ROOT
-def prepare(simulate: str | None, root: Path, *, dry_run: bool, write: bool, force: bool) -> None:
+@at.place
+def prepare(place: Place, *, dry_run: bool, write: bool, force: bool) -> None:
     """Set up this host for passthrough, once: files for modprobe, and parameters of the kernel.
 
     Either --dry-run or --write must be given. The kernel's command line is yours to change; this tells how.
     """
     if dry_run == write:
         raise click.UsageError("Give --dry-run or --write.")
-    if write and simulate:
+    if write and place.simulate:
         raise click.UsageError("--write does not go with --simulate.")
     if force and not write:
         raise click.UsageError("--force goes with --write.")
-    from fmctl import local
-
-    if simulate:
-        plan, states = local.simulated_host_preparation(simulate)
-    else:
-        plan, states = local.prepare_host(root, write=write, force=force)
+    host = place.host()
+    plan, states = host.prepare(force=force) if write else host.preparation()
     shown = _written(plan.files, states) if write else _planned(plan.files, states)
     click.echo("\n".join([*_command_line(plan), "", *shown, "", *_afterwards()]))
-
-
-def _finding(finding: Finding) -> str:
-    return f"{finding.name}: {finding.what}\n  why: {finding.why}\n  do:  {finding.fix}\n"
 
 
 def _command_line(plan: Preparation) -> Iterator[str]:

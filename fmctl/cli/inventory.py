@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fmctl.cli import failure, options, render
+from fmctl.cli import place as at
+from fmctl.cli.place import Place
 from fmctl.cli.table import table
 
 if TYPE_CHECKING:
@@ -22,23 +23,15 @@ _WIDE_HEADERS = ("ID", "LINK", "RESET METHODS", "PORT")
 @click.command()
 @options.output("table", "wide", "json", "yaml", "name")
 @click.option("--no-headers", is_flag=True, help="Leave out the header of table and wide.")
-@click.option("--platform", default="", metavar="NAME|FILE", help="The board.  [default: what the host has]")
-@click.option("--simulate", metavar="NAME|FILE", help="Look at a pretended host with this board.")
-@click.option("--sysfs", type=click.Path(path_type=Path), default="/sys", hidden=True)
+@at.place
 @click.pass_context
-def inventory(
-    context: click.Context, style: str, platform: str, simulate: str | None, sysfs: Path, *, no_headers: bool
-) -> None:
+def inventory(context: click.Context, place: Place, style: str, *, no_headers: bool) -> None:
     """List the board's PCI functions on this host.
 
     They are its GPUs, NVSwitches and memory controllers. Exit status 6 tells that something is missing, extra, dead or
     degraded; standard error says what.
     """
-    if simulate and platform:
-        raise click.UsageError("--simulate brings its own --platform.")
-    from fmctl import local
-
-    found = local.simulated_inventory(simulate) if simulate else local.inventory(platform, sysfs)
+    found = place.host().inventory()
     click.echo(_shown(found, style, show_headers=not no_headers), nl=False)
     for problem in found.problems:
         click.echo(f"fmctl: {problem.fault.value}: {problem.text}", err=True)

@@ -7,11 +7,15 @@ when they are asked for, since most calls are for a table.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from fmctl.cli.table import table
 from fmctl.core.answers import Changed, Listed
 from fmctl.core.partition import Gpu, Partition
+
+if TYPE_CHECKING:
+    from fmctl.core.finding import Finding
 
 FMPM_VERSION = 0x0102030C
 """The version word of `fmFabricPartitionList_v2`, which fmpm prints."""
@@ -44,6 +48,14 @@ def changed(change: Changed, style: str) -> str:
         return document(plain, style)
     adverb = "already" if change.already else "now"
     return f"partition {partition.id} is {adverb} {_status(partition)}: GPUs {_ids(partition)}\n"
+
+
+def findings(found: Sequence[Finding], style: str, *, nothing: str, **beside: str) -> str:
+    """What is wrong with a host, or `nothing`; a document has what stands `beside`, too."""
+    if style != "text":
+        return document({**beside, "findings": [vars(finding) for finding in found]}, style)
+    lines = [f"{each.name}: {each.what}\n  why: {each.why}\n  do:  {each.fix}\n" for each in found]
+    return "".join(lines) or f"nothing found: {nothing}\n"
 
 
 def document(plain: Any, style: str) -> str:

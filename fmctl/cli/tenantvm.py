@@ -14,8 +14,9 @@ import click
 
 from fmctl import files
 from fmctl.cli import config, failure, options, render
+from fmctl.cli import place as at
+from fmctl.cli.place import Place
 from fmctl.core import gpumap, tenantcheck, tenantvm
-from fmctl.core.finding import Finding
 from fmctl.core.settings import AbsolutePath, DaemonSettings, DomainName, HugePages, TenantVmSettings, Uuid
 from fmctl.core.tenantvm import Host, QemuVersion, Request
 
@@ -65,9 +66,7 @@ class _Wanted:
     gpu_map: Path | None
     qemu_version: QemuVersion | None
     config_file: Path | None
-    platform: str
-    simulate: str | None
-    root: Path
+    place: Place
 
     def settings(self) -> DaemonSettings:
         """The settings with what the options say in their place; raises InvalidDocument."""
@@ -80,16 +79,11 @@ class _Wanted:
 
     def host(self, settings: DaemonSettings, *, needs_map: bool) -> Host:
         """The host that they are about; raises FmctlError."""
-        from fmctl import local
-
         file = self.gpu_map or (Path(settings.gpu_map.path) if settings.gpu_map else None)
-        if file is None and needs_map and not self.simulate:
+        if file is None and needs_map and not self.place.simulate:
             raise gpumap.not_set()
         addresses = gpumap.parse(files.read(file), str(file)) if file else None
-        if self.simulate:
-            found = local.simulated_tenant_host(self.simulate, addresses)
-        else:
-            found = local.tenant_host(settings, self.platform, self.root, addresses)
+        found = self.place.host(settings.platform).for_tenant(settings, addresses)
         return dataclasses.replace(found, qemu=self.qemu_version or found.qemu)
 
 
@@ -103,14 +97,10 @@ def _wanted(command: F) -> F:
     @click.option("--gpu-map", type=click.Path(path_type=Path), metavar="FILE", help="GPUs' addresses by physical id.")
     @click.option("--qemu-version", type=_Parsed("x.y", _version), help="QEMU's version.  [default: QEMU is asked]")
     @config.config_file
-    @click.option("--platform", default="", metavar="NAME|FILE", help="The board.  [default: what the host has]")
-    @click.option("--simulate", metavar="NAME|FILE", help="Look at a pretended host with this board.")
-    @click.option("--root", type=click.Path(path_type=Path), default="/", hidden=True)
+    @at.place
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         wanted = _Wanted(**{field.name: kwargs.pop(field.name) for field in dataclasses.fields(_Wanted)})
-        if wanted.simulate and wanted.platform:
-            raise click.UsageError("--simulate brings its own --platform.")
         return command(*args, wanted=wanted, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -118,7 +108,7 @@ def _wanted(command: F) -> F:
 
 @click.group("tenant-vm")
 def tenant_vm() -> None:
-    """Make documents of tenant VMs, each with the GPUs of one partition."""
+    """Make libvirt documents of tenant VMs."""
 
 
 @tenant_vm.command("render")
@@ -168,13 +158,6 @@ def check(context: click.Context, wanted: _Wanted, gpu_ids: tuple[int, ...] | No
     host = wanted.host(settings, needs_map=gpu_ids is not None)
     request = Request(gpu_ids or host.inventory.platform.physical_ids)
     findings = tenantcheck.judge(tenantvm.tenant_vm(settings.tenant_vm, request, host), host.capacity, host.qemu)
-    if style == "text":
-        click.echo("".join(map(_shown, findings)) or "nothing found: the host can run this tenant VM\n", nl=False)
-    else:
-        click.echo(render.document({"findings": [dataclasses.asdict(f) for f in findings]}, style), nl=False)
+    click.echo(render.findings(findings, style, nothing="the host can run this tenant VM"), nl=False)
     if findings:
         context.exit(failure.FAILURE)
-
-
-def _shown(finding: Finding) -> str:
-    return f"{finding.name}: {finding.what}\n  why: {finding.why}\n  do:  {finding.fix}\n"

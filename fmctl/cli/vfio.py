@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fmctl.cli import options, render
+from fmctl.cli import place as at
+from fmctl.cli.place import Place
 from fmctl.cli.table import table
 from fmctl.core import vfio as core
 from fmctl.core.errors import BadRequest
@@ -21,8 +21,6 @@ from fmctl.core.vfio import Binding
 if TYPE_CHECKING:
     from fmctl.core.inventory import Inventory
     from fmctl.core.vfio import Step, Usage
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _HEADERS = ("ROLE", "ADDRESS", "DRIVER", "GROUP", "HELD BY")
 
@@ -42,14 +40,6 @@ class _Addresses(click.ParamType):  # type: ignore[type-arg]  # generic from cli
             self.fail(str(error), param, ctx)
 
 
-class _Host(NamedTuple):
-    """The host that a command is about, as `local.vfio` takes it."""
-
-    platform: str
-    simulate: str | None
-    root: Path
-
-
 class _Steps:
     """Prints each step, and tells at the end if there was none."""
 
@@ -65,21 +55,6 @@ class _Steps:
             click.echo("nothing to do")
 
 
-def _host(command: F) -> F:
-    """Add the options that say which host and which board."""
-
-    @click.option("--platform", default="", metavar="NAME|FILE", help="The board.  [default: what the host has]")
-    @click.option("--simulate", metavar="NAME|FILE", help="Act on a pretended host with this board.")
-    @click.option("--root", type=click.Path(path_type=Path), default="/", hidden=True)
-    @functools.wraps(command)
-    def wrapped(*args: Any, platform: str, simulate: str | None, root: Path, **kwargs: Any) -> Any:
-        if simulate and platform:
-            raise click.UsageError("--simulate brings its own --platform.")
-        return command(*args, host=_Host(platform, simulate, root), **kwargs)
-
-    return wrapped  # type: ignore[return-value]
-
-
 _gpus = click.option(
     "--gpus", type=_Addresses(), default=(), metavar="ADDRESSES", help="Only these GPUs: 0000:17:00.0,0000:34:00.0."
 )
@@ -88,7 +63,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Print the steps, and ta
 
 @click.group()
 def vfio() -> None:
-    """Give the board's functions to vfio-pci, which hands them to VMs, and take them back.
+    """Give the board's functions to vfio-pci, and take them back.
 
     No daemon is needed. What a VM holds is never touched: exit status 4 names it.
     """
@@ -97,32 +72,29 @@ def vfio() -> None:
 @vfio.command()
 @options.output("table", "json", "yaml", "name")
 @click.option("--no-headers", is_flag=True, help="Leave out the table's headers.")
-@_host
-def status(host: _Host, style: str, *, no_headers: bool) -> None:
+@at.place
+def status(place: Place, style: str, *, no_headers: bool) -> None:
     """Show each function's driver, and who holds its IOMMU group.
 
     A parked function has no driver, and none may claim it until it is bound.
     """
-    from fmctl import local
-
-    drivers, board = local.vfio(*host, tell=_Steps().tell)
+    host = place.host()
+    drivers, board = host.vfio(tell=_Steps().tell), host.inventory()
     click.echo(_shown(board, drivers.status(board), style, show_headers=not no_headers), nl=False)
 
 
 @vfio.command()
 @_gpus
 @_dry_run
-@_host
-def bind(host: _Host, gpus: tuple[Bdf, ...], *, dry_run: bool) -> None:
+@at.place
+def bind(place: Place, gpus: tuple[Bdf, ...], *, dry_run: bool) -> None:
     """Bind what the Service VM gets to vfio-pci, and park the GPUs.
 
     The Service VM gets the NVSwitches and memory controllers. GPUs that a VM holds stay as they are. With --gpus these
     are bound for a VM, and nothing else is touched.
     """
-    from fmctl import local
-
-    steps = _Steps()
-    drivers, board = local.vfio(*host, tell=steps.tell, dry_run=dry_run)
+    host, steps = place.host(), _Steps()
+    drivers, board = host.vfio(tell=steps.tell, dry_run=dry_run), host.inventory()
     if gpus:
         drivers.bind(board, _only_gpus(board, gpus))
     else:
@@ -135,16 +107,14 @@ def bind(host: _Host, gpus: tuple[Bdf, ...], *, dry_run: bool) -> None:
 @vfio.command()
 @_gpus
 @_dry_run
-@_host
-def unbind(host: _Host, gpus: tuple[Bdf, ...], *, dry_run: bool) -> None:
+@at.place
+def unbind(place: Place, gpus: tuple[Bdf, ...], *, dry_run: bool) -> None:
     """Park every function that no VM holds.
 
     Nothing goes back to a host driver. Exit status 4 names what is held.
     """
-    from fmctl import local
-
-    steps = _Steps()
-    drivers, board = local.vfio(*host, tell=steps.tell, dry_run=dry_run)
+    host, steps = place.host(), _Steps()
+    drivers, board = host.vfio(tell=steps.tell, dry_run=dry_run), host.inventory()
     held = drivers.park_unheld(board, _only_gpus(board, gpus) if gpus else _addresses(board, Role))
     steps.conclude()
     core.refuse_held(held)

@@ -26,8 +26,8 @@ def test_a_pretended_host_is_whole(board: str) -> None:
 def test_a_host_is_read_below_its_root_and_its_differences_are_drift(tmp_path: Path) -> None:
     host = SimulatedBus(platforms.load("hgx-h100-8"))
     host.kill(GPU)
-    sysfs_tree.write(host, tmp_path)
-    done = run("inventory", "--sysfs", str(tmp_path), "-o", "json")
+    sysfs_tree.write(host, tmp_path / "sys")
+    done = run("inventory", "--root", str(tmp_path), "-o", "json")
     assert done.returncode == 6
     assert done.stderr == f"fmctl: dead: gpu {GPU} does not answer: its registers read as all ones\n"
     document = json.loads(done.stdout)
@@ -48,6 +48,6 @@ def test_names_and_wide() -> None:
 
 
 def test_a_host_without_a_board_is_a_failure_with_what_to_do(tmp_path: Path) -> None:
-    done = run("inventory", "--sysfs", str(tmp_path))
+    done = run("inventory", "--root", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("fmctl: there is no HGX board here\n  why: ")

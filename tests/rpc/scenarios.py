@@ -116,8 +116,6 @@ class RelayScenarios:
         with chain.service_vm(), chain.host(), Echo(chain.agent) as echo:
             yield echo
 
-    # -- bytes
-
     def test_each_end_hears_what_the_other_says(self, chain: Chain) -> None:
         with chain.ends() as (near, far):
             near.sendall(b"question")
@@ -183,8 +181,6 @@ class RelayScenarios:
                     with far:
                         assert far.recv(1) == b"x"
             eventually(lambda: descriptors() == before)
-
-    # -- gRPC
 
     def test_a_large_message_arrives_whole(self, chain: Chain, echo: Echo) -> None:
         message = hashlib.sha256().digest() * (2 * MIB)
