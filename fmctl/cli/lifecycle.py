@@ -44,9 +44,9 @@ def start(connection: Connection, style: str, *, interrupt_tenants: bool) -> Non
 @options.output("text", "json", "yaml")
 @options.connection
 def stop(connection: Connection, style: str, *, interrupt_tenants: bool) -> None:
-    """Shut the Service VM down, and leave it so until it is started or the daemon is.
+    """Shut the Service VM down.
 
-    Exit status 4 where that would interrupt a VM.
+    It stays so until it is started or the daemon is. Exit status 4 where that would interrupt a VM.
     """
     with dialled(connection) as (client, timeout):
         _show(client.stop_service_vm(interrupt_tenants=interrupt_tenants, timeout=timeout), style)

@@ -26,9 +26,9 @@ for _command in (lifecycle.start, lifecycle.stop, lifecycle.destroy, lifecycle.c
 @config.config_file
 @at.place
 def render(place: Place, config_file: Path | None) -> None:
-    """Print the libvirt document that the Service VM would be started with now.
+    """Print the Service VM's libvirt document.
 
-    The daemon makes it anew at each start. Standard error tells what the board lacks of what the Service VM gets.
+    It is what a start would take now: the daemon makes it anew each time. Standard error tells what the board lacks of what the Service VM gets.
     """
     from fmctl.core.inventory import Role
 

@@ -61,12 +61,9 @@ class Libvirt:
         except ValueError as error:
             raise unreadable(error) from error
         try:
-            domain = self._call(lambda connection: _create(connection, xml), timeout=timeout, change=f"start {name}")
+            return self._call(lambda connection: started(connection, xml), timeout=timeout, change=f"start {name}")
         except libvirt.libvirtError as error:
             raise refusal(name, str(error)) from error
-        if domain is None:
-            raise refusal(name, "it ended as soon as it had started")
-        return domain
 
     def shutdown(self, uuid: str, *, timeout: float) -> None:
         """Press a domain's power button; does nothing where there is no such domain."""
@@ -231,13 +228,16 @@ def _described(domain: Any) -> Domain | None:
         raise
 
 
-def _create(connection: Any, xml: str) -> Domain | None:
-    """Start a domain; None where it has ended already."""
+def started(connection: Any, xml: str) -> Domain:
+    """The domain, started; raises DomainRefused where it has ended already, and NoAnswer where that cannot be told."""
     domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_VALIDATE)
     try:
-        return _described(domain)
+        described = _described(domain)
     except libvirt.libvirtError as error:
         raise NoAnswer(str(error), begun=True) from error
+    if described is None:
+        raise refusal(domain.name(), "it ended as soon as it had started")
+    return described
 
 
 _starting = threading.Lock()

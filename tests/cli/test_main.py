@@ -19,6 +19,8 @@ def test_version_and_help() -> None:
     assert run("--version").stdout == f"fmctl {__version__}\n"
     shown = run("--help")
     assert shown.returncode == 0
+    for group in ("vfio", "host", "service-vm", "tenant-vm", "platform", "config", "sim"):
+        assert "..." not in run(group, "--help").stdout.split("Commands:")[1]
     for command in ("list", "activate", "deactivate", "status", "daemon", "agent", "sim", "platform", "config"):
         assert f"\n  {command}" in shown.stdout
     assert "..." not in shown.stdout.split("Commands:")[1]
@@ -26,7 +28,23 @@ def test_version_and_help() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "list", "activate", "deactivate", "status", "wait", "daemon", "agent", "inventory", "platform show", "sim fm"],
+    [
+        "",
+        "list",
+        "activate",
+        "deactivate",
+        "status",
+        "wait",
+        "daemon",
+        "agent",
+        "inventory",
+        "platform show",
+        "sim fm",
+        "vfio bind",
+        "host prepare",
+        "service-vm stop",
+        "tenant-vm render",
+    ],
 )
 def test_help_fits_eighty_columns(command: str) -> None:
     shown = run(*command.split(), "--help").stdout

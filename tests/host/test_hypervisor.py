@@ -17,6 +17,7 @@ import pytest
 from fmctl.core.domain import Domain, DomainRefused, DomainState
 from fmctl.core.errors import FmctlError, HypervisorUnreachable, OutcomeUnknown
 from fmctl.host import hypervisor
+from fmctl.host.calls import NoAnswer
 from fmctl.host.hypervisor import Libvirt
 from tests.libvirt_support import UUID, PrivateLibvirtd, Stalling, document, private_libvirtd
 from tests.support import eventually
@@ -201,6 +202,17 @@ def test_a_persistent_domain_counts_while_it_runs(pretended: Libvirt) -> None:
         assert pretended.domains(timeout=T) == ()
 
 
+def test_events_come_without_keepalive_and_by_one_thread_for_all(pretended: Libvirt) -> None:
+    told = threading.Event()
+    pretended.watch(told.set)
+    eventually(lambda: settled(told))
+    with contextlib.closing(Libvirt("test:///default")) as another:
+        for domain in another.domains(timeout=T):
+            another.destroy(domain.uuid, timeout=T)
+    assert told.wait(T)
+    assert len([thread for thread in threading.enumerate() if thread.name == "libvirt events"]) == 1
+
+
 def test_what_libvirt_refuses_to_do_to_a_domain_is_told(pretended: Libvirt) -> None:
     for refuse in (pretended.destroy, pretended.shutdown):
         with pytest.raises(FmctlError) as refused:
@@ -227,9 +239,12 @@ class Answer:
         error.err = (self._error,)
         raise error
 
+    def name(self) -> str:
+        return "answer"
+
 
 class Answers:
-    """A connection to libvirt with these domains."""
+    """A connection to libvirt with these domains, which starts the first."""
 
     def __init__(self, *domains: Answer) -> None:
         self._domains = domains
@@ -237,6 +252,9 @@ class Answers:
     def listAllDomains(self, flags: int) -> tuple[Answer, ...]:  # noqa: N802 (libvirt's name)
         assert flags == libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         return self._domains
+
+    def createXML(self, xml: str, flags: int) -> Answer:  # noqa: N802 (libvirt's name)
+        return self._domains[0]
 
 
 @pytest.mark.parametrize(
@@ -263,3 +281,15 @@ def test_a_domain_that_ends_while_it_is_asked_about_is_left_out() -> None:
 def test_a_domain_that_libvirt_cannot_tell_of_leaves_nothing_known() -> None:
     with pytest.raises(libvirt.libvirtError):
         hypervisor.listed(Answers(Answer("a"), Answer("b", error=libvirt.VIR_ERR_OPERATION_TIMEOUT)))
+
+
+def test_a_domain_that_ends_as_soon_as_it_is_started_is_refused() -> None:
+    for domain in (Answer("a", libvirt.VIR_DOMAIN_SHUTOFF), Answer("a", error=libvirt.VIR_ERR_NO_DOMAIN)):
+        with pytest.raises(DomainRefused, match="it ended as soon as it had started"):
+            hypervisor.started(Answers(domain), document())
+
+
+def test_a_domain_that_was_started_and_cannot_be_told_of_may_run() -> None:
+    with pytest.raises(NoAnswer, match="oops") as unknown:
+        hypervisor.started(Answers(Answer("a", error=libvirt.VIR_ERR_OPERATION_TIMEOUT)), document())
+    assert unknown.value.begun
