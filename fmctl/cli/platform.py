@@ -37,7 +37,10 @@ def list_command(style: str, *, no_headers: bool) -> None:
 @click.argument("board", metavar="NAME|FILE")
 @options.output("yaml", "json")
 def show(board: str, style: str) -> None:
-    """Show one board, by its name, or by its file: what has a slash or ends in .yaml is a file."""
+    """Show one board, by its name or its file.
+
+    What has a slash or ends in .yaml is a file.
+    """
     click.echo(render.document(schema.plain(platforms.resolve(board)), style), nl=False)
 
 

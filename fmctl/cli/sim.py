@@ -81,7 +81,10 @@ def fm(
 
 @sim.command()
 def lib() -> None:
-    """Print the folder of the simulator's libnvfm.so.1, for LD_LIBRARY_PATH; build it if needed."""
+    """Print the folder of the simulator's libnvfm.
+
+    It is for LD_LIBRARY_PATH, and built if needed.
+    """
     from fmctl.sim import shim
 
     click.echo(shim.build())

@@ -16,12 +16,10 @@ from fmctl.core.address import Address
 from fmctl.core.errors import AgentUnreachable
 from fmctl.rpc.agent_client import AgentClient
 from tests.integration.conftest import Chain
-from tests.rpc.relaying import Network, Tcp
+from tests.rpc.relaying import VSOCK_PORT, Network, Tcp
 from tests.rpc.scenarios import CALLS, RelayScenarios
 from tests.rpc.test_endpoints import needs_vsock
 from tests.support import eventually, run
-
-PORT = 20_010
 
 
 class TestOverTcp(RelayScenarios):
@@ -74,19 +72,19 @@ def test_many_calls_to_an_agent_at_once(chain: Chain, client: AgentClient) -> No
 @needs_vsock
 def test_an_agent_listens_at_its_vsock_port_and_gives_it_back(chain: Chain) -> None:
     settings = chain.folder / "agent.yaml"
-    settings.write_text(f"vsock_port: {PORT}\n")
+    settings.write_text(f"vsock_port: {VSOCK_PORT}\n")
     agent = chain.agent("--config", str(settings))
     with socket.socket(socket.AF_VSOCK) as other:
         with pytest.raises(OSError, match="Address already in use"):
-            other.bind((socket.VMADDR_CID_ANY, PORT))
+            other.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
         assert agent.end(signal.SIGTERM) == 0
-        other.bind((socket.VMADDR_CID_ANY, PORT))
+        other.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
         done = run("agent", "--config", str(settings), "--listen", chain.at("agent"))
-    assert (done.returncode, f"vsock port {PORT} cannot be served at" in done.stderr) == (1, True)
+    assert (done.returncode, f"vsock port {VSOCK_PORT} cannot be served at" in done.stderr) == (1, True)
 
 
 def test_a_vsock_port_without_a_unix_socket_behind_it_is_refused(folder: Path) -> None:
     settings = folder / "agent.yaml"
-    settings.write_text(f"vsock_port: {PORT}\nlisten: 127.0.0.1:{PORT}\n")
+    settings.write_text(f"vsock_port: {VSOCK_PORT}\nlisten: 127.0.0.1:1\n")
     done = run("agent", "--config", str(settings), "--insecure-tcp")
     assert (done.returncode, "the agent listens at 127.0.0.1" in done.stderr) == (2, True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -26,6 +27,8 @@ from fmctl.rpc.endpoints import dial_unix
 from fmctl.rpc.relay import Relay
 from fmctl.rpc.vsock import from_host, to_agent
 
+VSOCK_PORT = 1_000_000 + os.getpid()
+"""One that no other run of the tests has: vsock's ports are the whole machine's."""
 LOCAL_CID = 1
 """vsock's loopback (VMADDR_CID_LOCAL), to itself as well as to others."""
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))

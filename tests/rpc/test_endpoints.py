@@ -23,6 +23,7 @@ from fmctl.rpc.endpoints import (
     listen_vsock,
     unreachable,
 )
+from tests.rpc.relaying import VSOCK_PORT
 
 AGENT = VsockAddress(1000, 6767)
 
@@ -173,7 +174,7 @@ needs_vsock = pytest.mark.skipif(not has_vsock(), reason="this kernel has no vso
 
 @needs_vsock
 def test_a_vsock_port_is_listened_at_by_one_alone(cleanup: contextlib.ExitStack) -> None:
-    listen_vsock(20_001, cleanup)
+    listen_vsock(VSOCK_PORT, cleanup)
     with contextlib.ExitStack() as second, pytest.raises(FmctlError) as refusal:
-        listen_vsock(20_001, second)
-    assert str(refusal.value) == "vsock port 20001 cannot be served at: Address already in use"
+        listen_vsock(VSOCK_PORT, second)
+    assert str(refusal.value) == f"vsock port {VSOCK_PORT} cannot be served at: Address already in use"

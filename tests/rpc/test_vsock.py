@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from fmctl.core.errors import AgentUnreachable, FmctlError, HypervisorUnreachabl
 from fmctl.rpc.endpoints import SOURCE_PORTS, dial_unix
 from fmctl.rpc.relay import STOP_TIMEOUT
 from fmctl.rpc.vsock import checked, from_host, refusal, to_agent
-from tests.rpc.relaying import nothing
+from tests.rpc.relaying import VSOCK_PORT, nothing
 from tests.rpc.scenarios import descriptors, drain
 from tests.rpc.test_endpoints import needs_vsock
 from tests.support import eventually
@@ -147,9 +148,9 @@ def test_a_failing_check_is_what_is_told_of_the_agent(folder: Path) -> None:
 def test_each_side_listens_where_it_should_and_leaves_nothing(folder: Path) -> None:
     before = descriptors()
     for _ in range(2):
-        with to_agent(folder / "relay" / "x.sock", AGENT, nothing), from_host(20_003, (2,), folder / "agent.sock"):
-            with pytest.raises(FmctlError, match="vsock port 20003 cannot be served at"):
-                from_host(20_003, (2,), folder / "agent.sock").__enter__()
+        with to_agent(folder / "relay" / "x.sock", AGENT, nothing), from_host(VSOCK_PORT, (2,), folder / "agent.sock"):
+            with pytest.raises(FmctlError, match=f"vsock port {VSOCK_PORT} cannot be served at"):
+                from_host(VSOCK_PORT, (2,), folder / "agent.sock").__enter__()
             assert (folder / "relay" / "x.sock").is_socket()
     assert descriptors() == before
 
@@ -158,11 +159,13 @@ def test_each_side_listens_where_it_should_and_leaves_nothing(folder: Path) -> N
 def test_a_port_that_cannot_be_called_from_is_told(folder: Path) -> None:
     why, path = "every port below 1024 is in use", folder / "relay" / "x.sock"
     with contextlib.ExitStack() as cleanup:
-        try:
-            for port in SOURCE_PORTS:
+        for port in SOURCE_PORTS:
+            try:
                 cleanup.enter_context(socket.socket(socket.AF_VSOCK)).bind((socket.VMADDR_CID_ANY, port))
-        except PermissionError:
-            why = "calling from a port below 1024 takes CAP_NET_BIND_SERVICE"
+            except PermissionError:
+                why = "calling from a port below 1024 takes CAP_NET_BIND_SERVICE"
+            except OSError as error:
+                assert error.errno == errno.EADDRINUSE
         relay = cleanup.enter_context(to_agent(path, AGENT, nothing))
         near = cleanup.enter_context(socket.socket(socket.AF_UNIX))
         near.connect(str(path))
