@@ -23,6 +23,7 @@ from fmctl.core.errors import (
     AgentUnreachable,
     FabricNotReady,
     FmctlError,
+    HostCordoned,
     HypervisorUnreachable,
     VmRunning,
 )
@@ -184,7 +185,17 @@ class ServiceVm:
         if not decision.memory.wanted and seen.domain is None:
             message = "it was stopped on request"
         changed = inventory is not None and seen.domain is not None and self._differs(seen.domain, inventory)
-        self._tell(self._told(state, message, changed=changed, degraded=decision.degraded))
+        degraded = decision.degraded or self._unsafe(inventory)
+        self._tell(self._told(state, message, changed=changed, degraded=degraded))
+
+    def _unsafe(self, inventory: Inventory | None) -> str:
+        """Why passthrough is not safe on this host; empty where it is, or where there is no board to judge."""
+        try:
+            if inventory is not None:
+                self._world.check(inventory)
+        except HostCordoned as error:
+            return str(error)
+        return ""
 
     def _differs(self, domain: Domain, inventory: Inventory) -> bool:
         try:

@@ -371,6 +371,18 @@ def test_a_dead_gpu_keeps_nothing_from_starting(host: Host) -> None:
     host.ready()
 
 
+def test_a_host_that_becomes_unsafe_says_so_and_leaves_what_runs_alone(host: Host) -> None:
+    host.ready()
+    before = host.domain()
+    host.unsafe = "ACS is off on 0000:00:01.0"
+    assert host.step(1) is ServiceVmState.READY
+    assert "ACS is off" in host.keeper.status().degraded
+    assert host.domain() == before
+    host.unsafe = ""
+    host.step(1)
+    assert host.keeper.status().degraded == ""
+
+
 def test_libvirt_s_refusal_is_told_and_tried_again_ever_later(host: Host) -> None:
     host.hypervisor.refuse("internal error: no space left")
     assert host.step() is ServiceVmState.FAILED
