@@ -10,7 +10,7 @@ from fmctl.core.address import Address
 from fmctl.core.answers import AgentStatus, StartMode
 from fmctl.core.errors import AgentUnreachable, FmctlError
 from fmctl.core.partition import PartitionList
-from fmctl.rpc import convert
+from fmctl.rpc import convert, keepalive
 from fmctl.rpc.client import Client
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as manager
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2_grpc as manager_grpc
@@ -23,7 +23,7 @@ class AgentClient(Client):
         self, address: Address, *, name: str = "", failure: Callable[[], FmctlError | None] = lambda: None
     ) -> None:
         """`name` is the address to tell of, where another is dialled; `failure` tells why it was not reached."""
-        super().__init__(address, "the agent", name)
+        super().__init__(address, "the agent", name, keepalive.client())
         self._failure = failure
         self._stub = manager_grpc.FabricManagerServiceStub(self.channel)
 

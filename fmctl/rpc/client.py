@@ -14,14 +14,14 @@ import grpc
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.answers import Changed, DaemonStatus, Listed, ServiceVmStatus
 from fmctl.core.errors import BadRequest
-from fmctl.rpc import convert, errors
+from fmctl.rpc import convert, errors, keepalive
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2 as controller
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2_grpc as controller_grpc
 from fmctl.rpc.fmctl.v1 import service_vm_pb2 as service_vm
 
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    keepalive.CONNECT,
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
 )
@@ -37,12 +37,12 @@ def target(address: Address) -> str:
 class Client:
     """A channel, and calls over it that end in values or in core errors."""
 
-    def __init__(self, address: Address, who: str, name: str = "") -> None:
+    def __init__(self, address: Address, who: str, name: str = "", options: keepalive.Options = ()) -> None:
         """Dial when first needed; `who` and `name`, or else the address, tell of the other side in messages."""
         is_unix = isinstance(address.where, UnixAddress)
         authority = (("grpc.default_authority", "localhost"),) if is_unix else ()
         self._who = f"{who} at {name or address}"
-        self.channel = grpc.insecure_channel(target(address), options=(*_OPTIONS, *authority))
+        self.channel = grpc.insecure_channel(target(address), options=(*_OPTIONS, *options, *authority))
 
     def close(self) -> None:
         """Close the channel; calls under way fail."""

@@ -12,18 +12,20 @@ INTERVAL = 20.0
 """Seconds between two pings, also while no call is under way."""
 TIMEOUT = 10.0
 """Seconds that a peer has to answer one."""
-CONNECT_TIMEOUT = 20.0
-"""Seconds for a connection; it holds two looks at libvirt and what the relay dials."""
+CONNECT = ("grpc.min_reconnect_backoff_ms", 20_000)
+"""The time for a connection, which holds two looks at libvirt and what the relay dials.
+
+gRPC has no option of its own for it, and takes the least time of its back-off.
+"""
 
 
 def client(interval: float = INTERVAL, timeout: float = TIMEOUT) -> Options:
     """A channel's options.
 
-    gRPC takes the least time of its back-off for that of connecting; its back-off itself is the others'. Some versions
-    of it look at the timeout of keepalive, others at that of any ping, which is a minute where it is not set.
+    Some versions of gRPC look at the timeout of keepalive, others at that of any ping, a minute where it is not set.
     """
     return (
-        ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_TIMEOUT)),
+        CONNECT,
         ("grpc.keepalive_time_ms", int(1000 * interval)),
         ("grpc.keepalive_timeout_ms", int(1000 * timeout)),
         ("grpc.http2.ping_timeout_ms", int(1000 * timeout)),

@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fmctl.core.address import Address, TcpAddress, UnixAddress
 from fmctl.core.answers import FabricState
 from fmctl.core.errors import BadRequest, FmctlError
-from fmctl.rpc import errors
+from fmctl.rpc import errors, keepalive
 from fmctl.rpc.client import target
 from fmctl.rpc.unixsocket import SocketPlace
 
@@ -65,7 +65,7 @@ class Server:
         self._grpc = grpc.server(
             futures.ThreadPoolExecutor(THREADS, thread_name_prefix="rpc"),
             interceptors=[_Errors(simulated)],
-            options=(("grpc.so_reuseport", 0),),
+            options=(("grpc.so_reuseport", 0), *keepalive.server()),
         )
         add(self._grpc)
         self._health = health.HealthServicer()
