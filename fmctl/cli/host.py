@@ -47,7 +47,8 @@ def check(context: click.Context, place: Place, style: str) -> None:
 def prepare(place: Place, *, dry_run: bool, write: bool, force: bool) -> None:
     """Set up this host for passthrough, once.
 
-    It takes files for modprobe, and parameters of the kernel. Either --dry-run or --write must be given. The kernel's command line is yours to change; this tells how.
+    It takes files for modprobe, and parameters of the kernel. Either --dry-run or --write must be given. The kernel's
+    command line is yours to change; this tells how.
     """
     if dry_run == write:
         raise click.UsageError("Give --dry-run or --write.")

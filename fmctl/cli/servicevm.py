@@ -28,7 +28,8 @@ for _command in (lifecycle.start, lifecycle.stop, lifecycle.destroy, lifecycle.c
 def render(place: Place, config_file: Path | None) -> None:
     """Print the Service VM's libvirt document.
 
-    It is what a start would take now: the daemon makes it anew each time. Standard error tells what the board lacks of what the Service VM gets.
+    It is what a start would take now: the daemon makes it anew each time. Standard error tells what the board lacks of
+    what the Service VM gets.
     """
     from fmctl.core.inventory import Role
 

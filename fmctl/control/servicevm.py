@@ -25,6 +25,7 @@ from fmctl.core.errors import (
     FmctlError,
     HostCordoned,
     HypervisorUnreachable,
+    OutcomeUnknown,
     VmRunning,
 )
 from fmctl.core.inventory import Fault, Inventory, Role
@@ -143,8 +144,7 @@ class ServiceVm:
             self._memory = Memory(wanted=False)
             if seen.domain is not None:
                 log.info("%s the Service VM on request", verb)
-                end(self._uuid, timeout=END_TIMEOUT)
-                self._wait_for_end(timeout)
+                self._end_domain(end, timeout)
             self._park_switches(inventory)
             return self._after()
 
@@ -253,8 +253,7 @@ class ServiceVm:
             agent.restart(timeout=CALL_TIMEOUT)
         else:
             if action is Action.RESTART_VM:
-                self._world.hypervisor.destroy(self._uuid, timeout=END_TIMEOUT)
-                self._wait_for_end(self._settings.stop_timeout_s)
+                self._end_domain(self._world.hypervisor.destroy, self._settings.stop_timeout_s)
             self._start(inventory)
 
     def _start(self, inventory: Inventory | None) -> None:
@@ -284,7 +283,10 @@ class ServiceVm:
         except FmctlError as error:
             log.warning("what the Service VM had is not parked: %s", error)
 
-    def _wait_for_end(self, timeout: float) -> None:
+    def _end_domain(self, end: Callable[..., None], timeout: float) -> None:
+        """Let libvirt end it, and wait until it has; raises FmctlError. The list of domains says what came of it."""
+        with contextlib.suppress(OutcomeUnknown):
+            end(self._uuid, timeout=min(END_TIMEOUT, timeout))
         deadline = time.monotonic() + timeout
         while self._own(self._world.hypervisor.domains(timeout=CALL_TIMEOUT)) is not None:
             left = deadline - time.monotonic()

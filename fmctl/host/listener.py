@@ -27,8 +27,9 @@ CLOSE_TIMEOUT = 5.0
 class Ear(Protocol):
     """A connection that tells of news until it breaks, which is news, too."""
 
-    broken: bool
-    """Whether it tells of nothing any more."""
+    @property
+    def broken(self) -> bool:
+        """Whether it tells of nothing any more."""
 
     def close(self) -> None:
         """Let go of it; may hang."""
@@ -99,8 +100,6 @@ class Listener:
         if ear is not None and not ear.broken:
             return True
         self._drop()
-        if self._closed:
-            return False
         with contextlib.suppress(NoAnswer):
             self._calls.run(self._open, timeout=self._open_timeout)
         return self._ear is not None

@@ -14,8 +14,9 @@ from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
 from fmctl.core.vfio import Holder
-from fmctl.sim.hypervisor import Guest, Hardware, SimulatedHypervisor
+from fmctl.sim.hypervisor import SimulatedHypervisor
 from fmctl.sim.kernel import SimulatedKernel
+from fmctl.sim.qemu import Guest, Hardware
 from fmctl.sim.sysfs import SimulatedBus
 from fmctl.sim.vfiodev import SimulatedVfio
 

@@ -16,8 +16,6 @@ from fmctl.core.errors import FmctlError, HypervisorUnreachable, OutcomeUnknown
 from fmctl.core.pci import Bdf
 from fmctl.sim.qemu import NO_HARDWARE, Guest, Hardware, Process
 
-__all__ = ["Guest", "Hardware", "SimulatedHypervisor"]
-
 log = logging.getLogger(__name__)
 
 _END_TIMEOUT = 10.0

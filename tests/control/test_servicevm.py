@@ -203,6 +203,7 @@ def host() -> Iterator[Host]:
     yield host
     host.hypervisor.reconnect()
     host.hypervisor.power_off()
+    host.hypervisor.close()
 
 
 def test_it_comes_up_by_itself_with_the_switches_and_no_gpu(host: Host) -> None:
@@ -468,6 +469,7 @@ def test_it_works_by_itself_and_hears_of_a_death_at_once() -> None:
         eventually(lambda: len(host.guest.started) == 2 and host.keeper.status().state is ServiceVmState.READY)
         assert before is not None
     host.hypervisor.power_off()
+    host.hypervisor.close()
 
 
 def test_always_restarts_even_under_a_tenant_where_the_setting_says_so() -> None:

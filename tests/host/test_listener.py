@@ -21,15 +21,21 @@ class Ear:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self.tell = changed
-        self.broken = False
         self.closed = 0
+        self.looks = 0
+        self._broken = False
+
+    @property
+    def broken(self) -> bool:
+        self.looks += 1
+        return self._broken
 
     def close(self) -> None:
         self.closed += 1
 
     def snap(self) -> None:
         """Break, and tell."""
-        self.broken = True
+        self._broken = True
         self.tell()
 
 
@@ -90,6 +96,16 @@ def test_who_watches_is_told_at_first_and_of_all_news(listening: Listener, world
         world.ears[0].tell()
         assert told.wait(T)
     assert len(world.ears) == 1
+
+
+def test_a_sound_ear_is_left_alone_while_there_is_no_news(listening: Listener, world: World) -> None:
+    told = threading.Event()
+    listening.watch(told.set)
+    eventually(lambda: settled(told))
+    before = world.ears[0].looks
+    assert settled(told)
+    assert world.ears[0].looks == before
+    assert len(world.attempts) == 1
 
 
 def test_everybody_who_watches_is_told_even_if_one_fails(listening: Listener, world: World) -> None:

@@ -229,11 +229,13 @@ def test_a_call_waits_for_a_libvirt_that_hangs_until_its_deadline(box: Box) -> N
 
 def test_calls_are_refused_after_close_and_nobody_is_told_any_more(box: Box) -> None:
     told = threading.Event()
+    others = set(threading.enumerate())
     box.hypervisor.watch(told.set)
+    (watching,) = set(threading.enumerate()) - others
     domain = box.hypervisor.create(document(), timeout=T)
     eventually(lambda: settled(told))
     box.hypervisor.close()
-    eventually(lambda: not [t for t in threading.enumerate() if t.name == "simulated libvirt"])
+    eventually(lambda: not watching.is_alive())
     box.hypervisor.kill(domain.uuid)
     assert settled(told)
     with pytest.raises(HypervisorUnreachable):
