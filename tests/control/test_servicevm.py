@@ -52,13 +52,14 @@ class Guest:
         )
         self.runs = False
         self.answers = True
+        self.boots_mute = False
         self.restarts = 0
         self.heals = True
         self.started: list[StartMode] = []
 
     def boot(self) -> None:
         self.process.reboot()
-        self.runs, self.answers = True, True
+        self.runs, self.answers = True, not self.boots_mute
 
     def end(self) -> None:
         self.process.reboot()
@@ -161,11 +162,9 @@ class Host(SimulatedHost):
         return self.keeper.status().state
 
     def ready(self) -> Host:
-        """Take steps until it is ready."""
-        for _ in range(5):
-            if self.step(1) is ServiceVmState.READY:
-                return self
-        raise AssertionError(self.keeper.status())
+        """Take steps until it is ready; a guest boots in a thread of its own."""
+        eventually(lambda: self.step(0.1) is ServiceVmState.READY)
+        return self
 
     def tenant(self, name: str = "tenant", places: Sequence[int] = PAIR) -> None:
         """Start a VM with the GPUs at these places."""
@@ -221,10 +220,10 @@ def test_it_comes_up_by_itself_with_the_switches_and_no_gpu(host: Host) -> None:
 
 
 def test_its_states_are_told_on_the_way(host: Host) -> None:
-    host.guest.answers = False
+    host.guest.boots_mute = True
     host.step()
-    host.guest.answers = False
     assert host.step(1) is ServiceVmState.BOOTING
+    eventually(lambda: host.guest.runs)
     host.guest.answers = True
     assert host.step(1) is ServiceVmState.AGENT_UP
     assert host.step(1) is ServiceVmState.READY
