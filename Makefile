@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each target sets up what it needs; nothing has to be installed first but make.
 
-.PHONY: venv demo test bench proto
+.PHONY: venv demo test lab lab-test bench proto
 
 venv: .venv/ready
 
-.venv/ready: pyproject.toml tools/setup tools/constraints.txt fmctl/sim/nvfm_shim.c
+.venv/ready: pyproject.toml tools/setup tools/packages tools/constraints.txt fmctl/sim/nvfm_shim.c
 	tools/setup
 	touch $@
 
@@ -14,6 +14,14 @@ demo: venv
 
 test: venv
 	.venv/bin/python -m pytest
+
+lab: venv
+	tools/setup-lab
+	.venv/bin/python -m tests.lab shell
+
+lab-test: venv
+	tools/setup-lab
+	.venv/bin/python -m tests.lab test
 
 bench: venv
 	.venv/bin/python -m tests.bench

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The emulated host as a scenario sees it: commands in it, and waiting for what they show."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from tests.lab.channel import Answer, Channel, HostDead
+from tests.lab.machine import Variant
+
+T = TypeVar("T")
+
+
+class Failed(Exception):
+    """A scenario saw something else than it wanted."""
+
+
+def want(condition: object, text: str) -> None:
+    """Fail with that text unless the condition holds."""
+    if not condition:
+        raise Failed(text)
+
+
+class Host:
+    """One boot of one variant."""
+
+    def __init__(self, channel: Channel, variant: Variant, deadline: float) -> None:
+        """`deadline` is when the whole run must be over, of time.monotonic()."""
+        self.variant = variant
+        self._channel = channel
+        self._deadline = deadline
+        self._began = 0.0
+
+    def run(self, command: str, timeout: float = 60.0) -> Answer:
+        """Run a line of bash, whatever its exit status; raises HostDead."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise HostDead("the run's time is over")
+        answer = self._channel.run(command, min(timeout, left))
+        want(not answer.timed_out, f"`{command}` did not end within {timeout:g} s\n{answer.out}{answer.err}")
+        return answer
+
+    def sh(self, command: str, timeout: float = 60.0) -> str:
+        """Run a line of bash that must succeed; what it printed."""
+        answer = self.run(command, timeout)
+        want(answer.status == 0, f"`{command}` ended with {answer.status}\n{answer.out}{answer.err}")
+        return answer.out
+
+    def fmctl(self, *arguments: str, status: int = 0, timeout: float = 60.0) -> str:
+        """Run fmctl, which must end with that exit status; standard output, or standard error after a failure."""
+        command = shlex.join(["fmctl", *arguments])
+        answer = self.run(command, timeout)
+        want(answer.status == status, f"`{command}` ended with {answer.status}, not {status}\n{answer.out}{answer.err}")
+        return answer.err if status else answer.out
+
+    def ask(self, *arguments: str, timeout: float = 60.0) -> Any:
+        """What fmctl says in JSON."""
+        return json.loads(self.fmctl(*arguments, "--output", "json", timeout=timeout))
+
+    def eventually(self, what: str, condition: Callable[[], T], within: float) -> T:
+        """What `condition` returns once it is true; fails when `within` seconds pass first."""
+        deadline = time.monotonic() + within
+        while True:
+            value = condition()
+            if value:
+                return value
+            want(time.monotonic() < deadline, f"not within {within:g} s: {what}")
+            time.sleep(0.2)
+
+    def begin(self) -> None:
+        """Note the time, so that `evidence` tells only of what comes."""
+        self._began = float(self.sh("date +%s"))
+
+    def evidence(self) -> str:
+        """What to read after a failure: the journal since the scenario began, and the VMs' consoles."""
+        journal = f"journalctl --no-pager --since @{self._began:.0f} --lines 80"
+        return self._channel.run(f"{journal}; tail -n 15 /var/log/libvirt/qemu/*console.log", 30).out

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's images: made once from a recipe, and kept in the user's cache by the recipe's hash.
+
+They hold all but fmctl itself, which `tests.lab.payload` brings in at each run. Making them needs root, for
+mmdebstrap's chroot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmctl import process
+from tests.lab import initrd
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+RELEASE = "bookworm"
+PACKAGES = (
+    *("linux-image-amd64", "initramfs-tools", "kmod", "udev", "zstd"),
+    *("systemd-sysv", "dbus", "apparmor", "iproute2", "procps", "less", "pciutils", "bpftool", "busybox-static"),
+    *("libvirt-daemon-system", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios"),
+    *("python3", "python3-libvirt"),
+)
+"""What Debian packages the emulated host has; AppArmor, since sVirt is never exercised without it."""
+
+INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+"""What the emulated host needs to find its root; Debian's choice is everything, which takes long to unpack."""
+
+KEPT = 2
+"""How many sets of images the cache keeps, the newest."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """One set of images, in its folder."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        """The emulated host's root file system."""
+        return self.folder / "root.ext4"
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel of the emulated host and of the VMs in it."""
+        return self.folder / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """The emulated host's initial RAM disk."""
+        return self.folder / "initrd"
+
+    @property
+    def service_vm(self) -> Path:
+        """The Service VM's initial RAM disk, without fmctl."""
+        return self.folder / "service-vm.cpio"
+
+    @property
+    def tenant_vm(self) -> Path:
+        """A tenant VM's initial RAM disk, which does nothing."""
+        return self.folder / "tenant-vm.cpio"
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where images are kept: FMCTL_LAB_CACHE, or fmctl/lab in the user's cache."""
+    if named := environment.get("FMCTL_LAB_CACHE"):
+        return Path(named)
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmctl" / "lab"
+
+
+def requirements() -> list[str]:
+    """The Python packages that fmctl needs in the lab: libvirt comes from Debian, pytest runs the vsock tests."""
+    wanted = []
+    for requirement in importlib.metadata.requires("fmctl") or ():
+        name, _, marker = requirement.partition(";")
+        if not marker or "'host'" in marker or "'reflection'" in marker:
+            wanted.append(name.strip())
+    return [*sorted(name for name in wanted if not name.startswith("libvirt")), "pytest"]
+
+
+def recipe_hash() -> str:
+    """What tells two recipes apart: the code that makes images, the files that go in, and the versions."""
+    digest = hashlib.sha256(repr(requirements()).encode())
+    for path in _ingredients():
+        digest.update(f"{path.relative_to(ROOT)} {path.stat().st_mode:o}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _ingredients() -> Iterator[Path]:
+    yield from (Path(__file__), Path(initrd.__file__), ROOT / "tools" / "constraints.txt")
+    for folder in ("hostvm", "servicevm", "tenantvm"):
+        yield from sorted(path for path in (HERE / folder).rglob("*") if path.is_file())
+
+
+def are_cached(cache: Path) -> bool:
+    """Whether the cache has the images of the present recipe."""
+    return (cache / recipe_hash()).is_dir()
+
+
+def cached(cache: Path) -> Images:
+    """The images of the present recipe, made first unless the cache has them; raises FmctlError."""
+    folder = cache / recipe_hash()
+    if not are_cached(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as scratch:
+            _build(Path(scratch))
+            (Path(scratch) / "images").rename(folder)
+    os.utime(folder)
+    _prune(cache)
+    return Images(folder)
+
+
+def _prune(cache: Path) -> None:
+    sets = sorted((path for path in cache.iterdir() if path.name[0] != "."), key=lambda path: -path.stat().st_mtime)
+    for path in sets[KEPT:]:
+        shutil.rmtree(path)
+
+
+def _build(scratch: Path) -> None:
+    root, images = scratch / "root", Images(scratch / "images")
+    images.folder.mkdir()
+    _debootstrap(root)
+    _install(root)
+    version = next((root / "usr/lib/modules").iterdir()).name
+    initrd.service_vm(root, version, HERE / "servicevm", images.service_vm)
+    initrd.tenant_vm(root, HERE / "tenantvm", images.tenant_vm)
+    shutil.copyfile(root / "boot" / f"vmlinuz-{version}", images.kernel)
+    shutil.copyfile(root / "boot" / f"initrd.img-{version}", images.initrd)
+    process.run(["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(images.root), "3G"], timeout=300)
+
+
+def _debootstrap(root: Path) -> None:
+    modules = "\\n".join(INITRD_MODULES)
+    configure = (
+        'mkdir -p "$1/etc/initramfs-tools/conf.d"'
+        ' && echo MODULES=list >"$1/etc/initramfs-tools/conf.d/lab"'
+        f""" && printf '{modules}\\n' >"$1/etc/initramfs-tools/modules\""""
+    )
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("man", "doc", "locale")]
+    process.run(
+        [
+            *("mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}"),
+            *('--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"', *excluded),
+            *(f"--essential-hook={configure}", RELEASE, str(root)),
+        ],
+        timeout=900,
+    )
+
+
+def _install(root: Path) -> None:
+    """Put in what Debian does not have: fmctl's dependencies, and the lab's own files."""
+    process.run(
+        [
+            *process.python("pip", "install", "--quiet", "--target", str(root / "opt/fmctl"), "--only-binary=:all:"),
+            *("--python-version", "3.11", "--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64"),
+            *("--constraint", str(ROOT / "tools" / "constraints.txt"), *requirements()),
+        ],
+        timeout=600,
+    )
+    shutil.copytree(HERE / "hostvm", root, dirs_exist_ok=True)
+    for folder in ("lab", "etc/fmctl"):
+        (root / folder).mkdir()
+    (root / "etc/hostname").write_text("hgx\n")
+    chroot = ("chroot", str(root))
+    process.run([*chroot, "passwd", "--delete", "root"], timeout=30)
+    process.run([*chroot, "python3", "-m", "compileall", "-q", "/opt/fmctl"], timeout=300)
+    process.run([*chroot, "systemctl", "enable", "lab-channel.service", "lab-shell.service"], timeout=30)
+    process.run([*chroot, "systemctl", "mask", "serial-getty@ttyS0.service", "apt-daily.timer"], timeout=30)

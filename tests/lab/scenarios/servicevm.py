@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Service VM: what is in it, and its life."""
+
+from __future__ import annotations
+
+import re
+
+from tests.lab import steps
+from tests.lab.host import Host, want
+from tests.lab.machine import Variant
+from tests.lab.scenario import scenario
+
+
+@scenario(Variant.GROUPS, Variant.SHARED)
+def the_service_vm_has_the_switches_and_the_memory_controller(host: Host) -> None:
+    with steps.resets(host, 2):
+        steps.ready(host)
+    listed = re.findall(r"^lab: pci \S+ (\S+)", host.sh(f"cat {steps.CONSOLE}"), re.MULTILINE)
+    inside = sorted(found for found in listed if found in ("1234:11e8", "1b36:0005", "1b36:0010", "8086:10d3"))
+    want(inside == ["1234:11e8", "1234:11e8", "1b36:0005"], f"the guest lists {listed}")
+
+
+@scenario(Variant.GROUPS)
+def its_domain_is_transient_and_confined(host: Host) -> None:
+    steps.ready(host)
+    want(not host.sh("virsh list --all --persistent --name").strip(), "a domain is persistent")
+    xml = host.sh(f"virsh dumpxml {steps.SERVICE_VM}")
+    want(xml.count("managed='no'") == 3 and "managed='yes'" not in xml, xml)
+    want("<seclabel type='dynamic' model='apparmor'" in xml, xml)
+    label = host.sh(f"cat /proc/{steps.qemu(host)}/attr/current")
+    want("(enforce)" in label, f"its process is {label}")
+
+
+@scenario(Variant.GROUPS)
+def it_is_stopped_and_started(host: Host) -> None:
+    steps.ready(host)
+    host.fmctl("service-vm", "stop", timeout=120)
+    want(not host.sh("virsh list --all --name").strip(), "its domain is still there")
+    want(host.ask("status")["service_vm"]["state"] == "absent", "fmctl shows it as there")
+    host.fmctl("service-vm", "start", timeout=120)
+    steps.ready(host)
+
+
+@scenario(Variant.FOREIGN)
+def it_does_not_start_beside_a_foreign_device(host: Host) -> None:
+    foreign = host.sh("lspci -D -d 1af4:1110").split()[0]
+    steps.serving(host)
+    host.eventually("fmctl says which device is in the way", lambda: foreign in host.run("fmctl status").out, within=60)
+    want(not host.sh("virsh list --all --name").strip(), "a domain was started all the same")
