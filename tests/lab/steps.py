@@ -109,7 +109,8 @@ def has_tenant(host: Host) -> bool:
 def bootable(xml: str) -> str:
     """A tenant's document with what its owner brings: something to boot, and where its console goes."""
     images = "/var/lib/libvirt/images"
-    boot = f"<kernel>{images}/vmlinuz</kernel><initrd>{images}/tenant-vm.cpio</initrd><cmdline>console=ttyS0 quiet</cmdline>"
+    boot = f"<kernel>{images}/vmlinuz</kernel><initrd>{images}/tenant-vm.cpio</initrd>"
+    boot += "<cmdline>console=ttyS0 quiet</cmdline>"
     serial = "<serial type='pty'>"
     return xml.replace("</type>", f"</type>{boot}", 1).replace(serial, f"{serial}<log file='{TENANT_CONSOLE}'/>", 1)
 

@@ -78,6 +78,15 @@ def the_service_vm_is_killed(host: Host) -> None:
     steps.no_tenant(host)
 
 
+@scenario(Variant.GROUPS)
+def its_guest_reboots(host: Host) -> None:
+    steps.ready(host)
+    old = steps.qemu(host)
+    steps.guest(host, "(sleep 1; echo b >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
+    host.eventually("the daemon starts another life of it", lambda: steps.qemu(host) not in (0, old), within=90)
+    steps.ready(host)
+
+
 @contextlib.contextmanager
 def _under_a_tenant(host: Host) -> Iterator[None]:
     """What the block does resets no function, and harms neither the tenant's VM nor its partition."""
