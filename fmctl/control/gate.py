@@ -35,13 +35,18 @@ class HostGate:
                 WHAT, why=self.status().degraded, fix="see `fmctl status`, and `fmctl service-vm --help`"
             )
         try:
-            inventory = self._inventory()
+            inventory = self._board()
         except NoBoard as error:
             if self._service_vm is None:
                 return
             raise HostCordoned(WHAT, why=str(error), fix=error.fix) from error
         if inventory.devices:
             self._check(inventory)
+
+    def _board(self) -> Inventory:
+        """The board as it was last seen: what is asked of it afresh is only whether PCI Express is still tight."""
+        seen = self._service_vm.board if self._service_vm else None
+        return seen or self._inventory()
 
     def status(self) -> ServiceVmStatus:
         """The Service VM, as it was last seen; an unmanaged one is never looked at."""

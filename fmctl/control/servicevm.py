@@ -89,11 +89,17 @@ class ServiceVm:
         self._thread = threading.Thread(target=self._run, name="service VM", daemon=True)
         self._memory = Memory()
         self._failure = ""
+        self._board: Inventory | None = None
         self._status = self._told(ServiceVmState.ABSENT, "not looked at yet")
 
     def status(self) -> ServiceVmStatus:
         """What the last look showed; never waits."""
         return self._status
+
+    @property
+    def board(self) -> Inventory | None:
+        """The board, as it was last seen; None where it was not."""
+        return self._board
 
     def verify_cid(self) -> None:
         """Raise AgentUnreachable unless our own running domain has our context id for vsock."""
@@ -166,11 +172,12 @@ class ServiceVm:
             with contextlib.suppress(AgentUnreachable):
                 seen = replace(seen, fabric=self._world.agent.status(timeout=CALL_TIMEOUT).state)
         try:
-            inventory = self._world.inventory()
+            self._board = inventory = self._world.inventory()
             if thorough or seen.fabric is not FabricState.READY:
                 seen = replace(seen, tenants=self._tenants(domains, inventory))
             return seen, inventory
         except FmctlError as error:
+            self._board = None
             log.warning("who holds the GPUs cannot be told: %s", error)
             return replace(seen, tenants=None), None
 

@@ -9,6 +9,7 @@ there is what every host has, and a network card that only its vital product dat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,7 +52,7 @@ class SimulatedFunction:
     several: bool = False
     shown: int = CONFIG_SIZE
 
-    @property
+    @functools.cached_property
     def config(self) -> bytes:
         """Its configuration space."""
         if not self.state.answers:
