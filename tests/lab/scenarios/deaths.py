@@ -20,6 +20,7 @@ PARTITION = 1
 
 @scenario(Variant.GROUPS)
 def a_tenant_s_vm_starts_with_two_gpus(host: Host) -> None:
+    steps.ready(host)
     with steps.resets(host, 0):
         steps.tenant(host, PARTITION)
 
