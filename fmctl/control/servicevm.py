@@ -90,6 +90,7 @@ class ServiceVm:
         self._memory = Memory()
         self._failure = ""
         self._board: Inventory | None = None
+        self._parked = False
         self._status = self._told(ServiceVmState.ABSENT, "not looked at yet")
 
     def status(self) -> ServiceVmStatus:
@@ -272,6 +273,7 @@ class ServiceVm:
             self._world.check(inventory)
             rendered = self._world.render(inventory)
             self._world.vfio.park_unheld(inventory, _gpus(inventory))
+            self._parked = False
             self._world.vfio.bind(inventory, _switches(inventory))
             self._world.hypervisor.create(rendered.xml, timeout=CREATE_TIMEOUT)
         except FmctlError as error:
@@ -282,11 +284,11 @@ class ServiceVm:
         log.info("the Service VM is started with %d devices", len(_switches(inventory)))
 
     def _park_switches(self, inventory: Inventory | None) -> None:
-        """Take the driver from what the Service VM had, so that nothing else can open it; never raises."""
-        if inventory is None:
+        """Take the driver from what the Service VM had, once, so that nothing else can open it; never raises."""
+        if inventory is None or self._parked:
             return
         try:
-            self._world.vfio.park_unheld(inventory, _switches(inventory))
+            self._parked = not self._world.vfio.park_unheld(inventory, _switches(inventory))
         except FmctlError as error:
             log.warning("what the Service VM had is not parked: %s", error)
 

@@ -109,6 +109,7 @@ class Host(SimulatedHost):
         super().__init__(self.board, self._guest)
         self.unsafe = ""
         self.busy = False
+        self.changes = 0
         self.template = "1"
         self.active: tuple[int, ...] = ()
         world = World(
@@ -138,6 +139,7 @@ class Host(SimulatedHost):
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
+        self.changes += 1
         if self.busy:
             raise HostBusy("another fmctl process changes this host's devices")
         yield
@@ -390,6 +392,10 @@ def test_libvirt_s_refusal_is_told_and_tried_again_ever_later(host: Host) -> Non
     assert host.drivers(host.switches) == {"vfio-pci"}
     host.step(1)
     assert host.drivers(host.switches) == {""}
+    changes = host.changes
+    for _ in range(10):
+        host.step(0.3)
+    assert host.changes == changes
     host.hypervisor.refuse("")
     host.clock.now += 5
     host.ready()
