@@ -12,10 +12,12 @@ from pathlib import Path, PurePosixPath
 
 from fmctl import local, platforms, process
 from fmctl.control.discovery import NoBoard
+from fmctl.control.domain import World
 from fmctl.control.fabric import FabricController
 from fmctl.control.gate import HostGate
 from fmctl.control.monitor import Monitor
-from fmctl.control.servicevm import ServiceVm, World
+from fmctl.control.operator import Operator
+from fmctl.control.servicevm import ServiceVm
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.errors import FmctlError, InvalidDocument
 from fmctl.core.platform import Platform
@@ -104,7 +106,7 @@ class _Daemon:
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (CONTROLLER_SERVICE, SERVICE_VM_SERVICE),
-            services(self._controller, self._service_vm),
+            services(self._controller, Operator(self._service_vm) if self._service_vm else None),
             simulated=lambda: self._controller.simulated,
         )
 
@@ -157,7 +159,7 @@ class _Daemon:
     def _verify(self) -> None:
         """Raise AgentUnreachable where a managed Service VM has not the context id that is about to be called."""
         if self._service_vm is not None:
-            self._service_vm.verify_cid()
+            self._service_vm.own.verify_cid()
 
     def _failure(self) -> FmctlError | None:
         """Why the agent was not reached, as far as the relay knows."""

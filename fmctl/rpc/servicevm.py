@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Service VM's service: each call one call of `control.servicevm`."""
+"""The Service VM's service: each call one call of `control.operator`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 
-from fmctl.control.servicevm import ServiceVm
+from fmctl.control.operator import Operator
 from fmctl.core.errors import BadRequest
 from fmctl.rpc import convert
 from fmctl.rpc.fmctl.v1 import service_vm_pb2 as messages
@@ -18,9 +18,9 @@ from fmctl.rpc.server import time_left
 class ServiceVmServicer(ServiceVmServiceServicer):
     """fmctl.v1.ServiceVmService."""
 
-    def __init__(self, service_vm: ServiceVm | None, simulated: Callable[[], bool]) -> None:
+    def __init__(self, operator: Operator | None, simulated: Callable[[], bool]) -> None:
         """Without a Service VM of ours every call is refused."""
-        self._service_vm = service_vm
+        self._operator = operator
         self._simulated = simulated
 
     def StartServiceVm(
@@ -44,11 +44,11 @@ class ServiceVmServicer(ServiceVmServiceServicer):
         status = self._managed().destroy(interrupt_tenants=request.interrupt_tenants, timeout=time_left(context))
         return messages.DestroyServiceVmResponse(service_vm=convert.service_vm_to(status), simulated=self._simulated())
 
-    def _managed(self) -> ServiceVm:
-        if self._service_vm is None:
+    def _managed(self) -> Operator:
+        if self._operator is None:
             raise BadRequest(
                 "the Service VM is someone else's",
                 why="service_vm.managed is false",
                 fix="ask who runs it, or let fmctl manage it",
             )
-        return self._service_vm
+        return self._operator

@@ -11,7 +11,9 @@ import pytest
 from fmctl import platforms
 from fmctl.control import discovery
 from fmctl.control.agent import LocalAgent
-from fmctl.control.servicevm import ServiceVm, World
+from fmctl.control.domain import World
+from fmctl.control.operator import Operator
+from fmctl.control.servicevm import ServiceVm
 from fmctl.control.vfio import Vfio
 from fmctl.core.answers import AgentStatus, ServiceVmState, StartMode
 from fmctl.core.domain import Domain
@@ -122,6 +124,7 @@ class Host(SimulatedHost):
             lambda: self.active,
         )
         self.keeper = ServiceVm(world, SETTINGS, rules or Rules(), interval=interval, clock=self.clock)
+        self.operator = Operator(self.keeper)
 
     @contextlib.contextmanager
     def _guest(self, domain: Domain) -> Iterator[None]:
@@ -290,7 +293,7 @@ def test_a_qemu_started_by_hand_counts_as_a_tenant(host: Host) -> None:
         assert group is not None
         host.devices.hold(group, Holder(4242, "qemu-system-x86"))
     with pytest.raises(VmRunning) as refusal:
-        host.keeper.stop(interrupt_tenants=False, timeout=5)
+        host.operator.stop(interrupt_tenants=False, timeout=5)
     assert "qemu-system-x86 (process 4242) with 2 GPUs" in refusal.value.why
 
 
@@ -299,7 +302,7 @@ def test_ending_it_names_whom_that_interrupts_and_asks_for_leave(host: Host, ver
     host.ready()
     host.tenant("a")
     host.tenant("b", (5,))
-    end: Callable[..., object] = getattr(host.keeper, verb)
+    end: Callable[..., object] = getattr(host.operator, verb)
     before = host.resets()
     with pytest.raises(VmRunning) as refusal:
         end(interrupt_tenants=False, timeout=5)
@@ -316,25 +319,25 @@ def test_ending_it_names_whom_that_interrupts_and_asks_for_leave(host: Host, ver
 
 def test_once_stopped_it_stays_so_until_it_is_started(host: Host) -> None:
     host.ready()
-    host.keeper.stop(interrupt_tenants=False, timeout=5)
+    host.operator.stop(interrupt_tenants=False, timeout=5)
     for _ in range(20):
         assert host.step(60) is ServiceVmState.ABSENT
     assert host.keeper.status().message == "it was stopped on request"
-    host.keeper.start(interrupt_tenants=False, timeout=5)
+    host.operator.start(interrupt_tenants=False, timeout=5)
     host.ready()
     before = host.domain()
-    host.keeper.start(interrupt_tenants=False, timeout=5)
+    host.operator.start(interrupt_tenants=False, timeout=5)
     assert host.domain() == before
 
 
 def test_starting_it_under_a_tenant_asks_for_leave_too(host: Host) -> None:
     host.ready()
-    host.keeper.stop(interrupt_tenants=False, timeout=5)
+    host.operator.stop(interrupt_tenants=False, timeout=5)
     host.tenant()
     with pytest.raises(VmRunning):
-        host.keeper.start(interrupt_tenants=False, timeout=5)
+        host.operator.start(interrupt_tenants=False, timeout=5)
     assert host.domain() is None
-    host.keeper.start(interrupt_tenants=True, timeout=5)
+    host.operator.start(interrupt_tenants=True, timeout=5)
     host.ready()
 
 
@@ -342,9 +345,9 @@ def test_a_guest_that_does_not_shut_down_in_time_is_told_of(host: Host) -> None:
     host.ready()
     host.hypervisor.ignore_shutdown = True
     with pytest.raises(FmctlError) as overdue:
-        host.keeper.stop(interrupt_tenants=False, timeout=0.05)
+        host.operator.stop(interrupt_tenants=False, timeout=0.05)
     assert "service-vm destroy" in overdue.value.fix
-    host.keeper.destroy(interrupt_tenants=False, timeout=5)
+    host.operator.destroy(interrupt_tenants=False, timeout=5)
     assert host.domain() is None
 
 
@@ -453,14 +456,14 @@ def test_a_switch_that_another_vm_holds_is_left_to_it(host: Host) -> None:
 
 def test_our_own_domain_is_known_by_its_context_id(host: Host) -> None:
     with pytest.raises(AgentUnreachable):
-        host.keeper.verify_cid()
+        host.keeper.own.verify_cid()
     host.ready()
-    host.keeper.verify_cid()
+    host.keeper.own.verify_cid()
     host.hypervisor.kill(UUID)
     other = f"<domain><name>x</name><uuid>{UUID}</uuid><devices><vsock><cid address='77'/></vsock></devices></domain>"
     host.hypervisor.create(other, timeout=1)
     with pytest.raises(AgentUnreachable) as wrong:
-        host.keeper.verify_cid()
+        host.keeper.own.verify_cid()
     assert "77" in wrong.value.why
 
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Service VM's own domain: what stands before its start, its start, and its end. `control.servicevm` says when.
+
+It is transient: it exists only from a start after all checks until it ends, and nothing else can start it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fmctl.control.vfio import Vfio
+from fmctl.core import servicevm
+from fmctl.core.domain import Domain
+from fmctl.core.domain_xml import Rendered
+from fmctl.core.errors import AgentUnreachable, FmctlError, HostCordoned, OutcomeUnknown
+from fmctl.core.inventory import Fault, Inventory, Role
+from fmctl.core.pci import Bdf
+from fmctl.core.ports import Hypervisor, KeptAgent
+from fmctl.core.servicevm import Tenant
+from fmctl.core.settings import ServiceVmSettings
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT = 5.0
+"""Seconds that libvirt or the agent have to answer a question."""
+END_TIMEOUT = 45.0
+"""Seconds that libvirt has to end the domain: it waits ten for QEMU, and two for each hostdev."""
+CREATE_TIMEOUT = 60.0
+"""Seconds that libvirt has to start the domain: QEMU pins all of its memory, and the kernel resets every NVSwitch."""
+POLL_INTERVAL = 0.3
+"""Seconds between two looks at a domain that is to end."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What the Service VM is kept running with."""
+
+    hypervisor: Hypervisor
+    agent: KeptAgent
+    vfio: Vfio
+    inventory: Callable[[], Inventory]
+    """The board as it is now; raises FmctlError."""
+    check: Callable[[Inventory], None]
+    """Raises HostCordoned where passthrough is not safe on this host."""
+    render: Callable[[Inventory], Rendered]
+    """The domain that would be started now; raises FmctlError."""
+    active: Callable[[], Sequence[int]]
+    """The partitions that a restarted Fabric Manager is to take for active."""
+
+
+class OwnDomain:
+    """The Service VM's domain on this host."""
+
+    def __init__(self, world: World, settings: ServiceVmSettings) -> None:
+        self._world = world
+        self._settings = settings
+        self._parked = False
+
+    @property
+    def uuid(self) -> str:
+        """Its UUID, running or not."""
+        return str(self._settings.uuid)
+
+    def domains(self) -> tuple[Domain, ...]:
+        """Every domain of the host; raises HypervisorUnreachable."""
+        return self._world.hypervisor.domains(timeout=CALL_TIMEOUT)
+
+    def among(self, domains: Sequence[Domain]) -> Domain | None:
+        """Our own of these; None where it does not run."""
+        return next((domain for domain in domains if domain.uuid == self.uuid), None)
+
+    def verify_cid(self) -> None:
+        """Raise AgentUnreachable unless our own running domain has our context id for vsock."""
+        domain = self.among(self.domains())
+        if domain is None or domain.cid != self._settings.cid:
+            raise AgentUnreachable(
+                "the Service VM is not called",
+                why="its domain does not run" if domain is None else f"its domain has the context id {domain.cid}",
+                fix="see `fmctl status`",
+            )
+
+    def tenants(self, domains: Sequence[Domain], inventory: Inventory) -> tuple[Tenant, ...]:
+        """Libvirt's domains, and other processes, that hold GPUs; raises FmctlError where that cannot be told."""
+        domains_with = servicevm.tenants(domains, _gpus(inventory))
+        return (*domains_with, *servicevm.others(self._world.vfio.usages(inventory), domains_with))
+
+    def unsafe(self, inventory: Inventory | None) -> str:
+        """Why passthrough is not safe on this host; empty where it is, or where there is no board to judge."""
+        try:
+            if inventory is not None:
+                self._world.check(inventory)
+        except HostCordoned as error:
+            return str(error)
+        return ""
+
+    def differs(self, domain: Domain, inventory: Inventory) -> bool:
+        """Whether its next start takes another domain than this one."""
+        try:
+            return domain.fingerprint != self._world.render(inventory).fingerprint
+        except FmctlError:
+            return True
+
+    def start(self, inventory: Inventory) -> None:
+        """Start it after all checks; raises FmctlError with nothing started, and OutcomeUnknown as libvirt does."""
+        _refuse_faulty(inventory)
+        self._world.check(inventory)
+        rendered = self._world.render(inventory)
+        self._world.vfio.park_unheld(inventory, _gpus(inventory))
+        self._parked = False
+        self._world.vfio.bind(inventory, _switches(inventory))
+        self._world.hypervisor.create(rendered.xml, timeout=CREATE_TIMEOUT)
+        log.info("the Service VM is started with %d devices", len(_switches(inventory)))
+
+    def park(self, inventory: Inventory | None) -> None:
+        """Take the driver from what it had, once, so that nothing else can open it; never raises."""
+        if inventory is None or self._parked:
+            return
+        try:
+            self._parked = not self._world.vfio.park_unheld(inventory, _switches(inventory))
+        except FmctlError as error:
+            log.warning("what the Service VM had is not parked: %s", error)
+
+    def shut_down(self, timeout: float, pause: Callable[[float], object]) -> None:
+        """Press its power button, and wait until it has ended; raises FmctlError."""
+        self._end(self._world.hypervisor.shutdown, timeout, pause)
+
+    def destroy(self, timeout: float, pause: Callable[[float], object]) -> None:
+        """End its process, and wait until it has ended; raises FmctlError."""
+        self._end(self._world.hypervisor.destroy, timeout, pause)
+
+    def _end(self, end: Callable[..., None], timeout: float, pause: Callable[[float], object]) -> None:
+        """Let libvirt end it; the list of domains says what came of that. `pause` waits so many seconds, or less."""
+        with contextlib.suppress(OutcomeUnknown):
+            end(self.uuid, timeout=min(END_TIMEOUT, timeout))
+        deadline = time.monotonic() + timeout
+        while self.among(self.domains()) is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise FmctlError(
+                    "the Service VM does not end",
+                    why=f"it still runs after {timeout:g} s",
+                    fix="see `fmctl service-vm console`, or use `fmctl service-vm destroy`",
+                )
+            pause(min(left, POLL_INTERVAL))
+
+
+def _gpus(inventory: Inventory) -> tuple[Bdf, ...]:
+    return tuple(device.function.bdf for device in inventory.devices if device.role is Role.GPU)
+
+
+def _switches(inventory: Inventory) -> tuple[Bdf, ...]:
+    """What the Service VM gets: everything of the board but its GPUs."""
+    return tuple(device.function.bdf for device in inventory.devices if device.role is not Role.GPU)
+
+
+def _refuse_faulty(inventory: Inventory) -> None:
+    """Raise FmctlError where an NVSwitch is missing or dead: Fabric Manager would not come up as it should."""
+    wrong = [p.text for p in inventory.problems if p.fault in (Fault.MISSING, Fault.DEAD) and p.role is not Role.GPU]
+    if wrong:
+        raise FmctlError("the Service VM is not started", why="; ".join(wrong), fix="see `fmctl inventory`")
