@@ -7,7 +7,8 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
 
     FmctlError
     ├── BadRequest                 the call itself is wrong
-    │   └── InvalidDocument        a settings or platform file is wrong
+    │   ├── InvalidDocument        a settings or platform file is wrong
+    │   └── NoSuchImage            the store has no Service VM image of that name
     ├── NoSuchPartition
     ├── NoSuchLease
     ├── NoCapacity
@@ -15,6 +16,7 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
     ├── Refused                    something must be cleared first
     │   ├── HostCordoned, MapUnverified, VersionMismatch, VmRunning, PartitionHeld
     ├── PolicyDenied
+    │   └── ImageRefused           a Service VM image that nobody vouches for
     ├── RequestIdReused
     ├── ActivationFailed
     └── Retryable                  the same call may be made again
@@ -95,6 +97,10 @@ class InvalidDocument(BadRequest):
     """A settings or platform file is refused; the text names the file, the key and the reason."""
 
 
+class NoSuchImage(BadRequest):
+    """The store has no image of that name; as with a platform's name, the call itself names the wrong thing."""
+
+
 class NoSuchPartition(FmctlError):
     """The board has no partition with that id, or with exactly those GPUs."""
 
@@ -157,6 +163,14 @@ class PolicyDenied(FmctlError):
     """This host will never serve the call."""
 
     reason = Reason.POLICY_DENIED
+
+
+class ImageRefused(PolicyDenied):
+    """A Service VM image is not what it says, or nobody whom this host trusts vouches for it.
+
+    It is not HOST_CORDONED, which a caller waits out or has cleared on this host: however the host is mended, this
+    image stays refused, and another must be brought, or signed.
+    """
 
 
 class RequestIdReused(FmctlError):

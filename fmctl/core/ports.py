@@ -12,6 +12,7 @@ from typing import Protocol
 
 from fmctl.core.answers import AgentStatus, ProcessState, ServiceVmStatus, StartMode
 from fmctl.core.domain import Domain
+from fmctl.core.image import Image
 from fmctl.core.kernel import KernelFacts
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import CONFIG_SIZE, Bdf, FunctionState, PciFunction
@@ -182,3 +183,37 @@ class Gate(Protocol):
 
     def status(self) -> ServiceVmStatus:
         """The Service VM, as it was last seen; never waits."""
+
+
+class ImageStore(Protocol):
+    """The images that the Service VM can boot, two or more side by side, and which of them it does.
+
+    Raises FmctlError where the store cannot be read or written.
+    """
+
+    def names(self) -> tuple[str, ...]:
+        """Every image's name, in order; nothing is read of them."""
+
+    def read(self, name: str) -> Image:
+        """An image as its manifest says it is, without any check of the files; raises NoSuchImage or ImageRefused."""
+
+    def vouched(self, name: str) -> Image:
+        """An image after every check, made anew: signature, pinned keys, manifest, and every file's SHA-256 and rights.
+
+        Raises NoSuchImage, or ImageRefused that says which of them is wrong and why.
+        """
+
+    def current(self) -> str | None:
+        """The name of the image in use; None where none was chosen. The image itself may be gone."""
+
+    def choose(self, name: str) -> None:
+        """Make an image the one in use: at once, and for good once this returns; raises NoSuchImage."""
+
+    def trial(self) -> str | None:
+        """The name of the image that is tried; None where none is."""
+
+    def set_trial(self, name: str | None) -> None:
+        """Note which image is tried, or that none is, as lastingly as `choose`; raises NoSuchImage."""
+
+    def remove(self, name: str) -> None:
+        """Remove an image; raises NoSuchImage, and FmctlError for the one in use and the one that is tried."""
