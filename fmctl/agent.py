@@ -11,12 +11,14 @@ from pathlib import Path
 
 from fmctl import process
 from fmctl.control.agent import LocalAgent
+from fmctl.control.logbuffer import LogBuffer
 from fmctl.control.monitor import Monitor
 from fmctl.core.address import UnixAddress
 from fmctl.core.answers import FabricState
 from fmctl.core.errors import BadRequest
 from fmctl.core.settings import AgentSettings
 from fmctl.guest.fmservice import FmService
+from fmctl.guest.package import Package
 from fmctl.guest.worker import Worker
 from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import add_FabricManagerServiceServicer_to_server
 from fmctl.rpc.manager import FabricManagerServicer
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 POLL_INTERVAL = 5.0
 """Seconds between two looks at Fabric Manager, for the health service."""
+DIGEST = "FMCTL_AGENT_DIGEST"
+"""Environment variable by which what starts the agent tells the SHA-256 of the archive that it runs from."""
 
 
 def run(settings: AgentSettings, *, insecure_tcp: bool = False) -> None:
@@ -34,8 +38,16 @@ def run(settings: AgentSettings, *, insecure_tcp: bool = False) -> None:
     process.hold_lifeline()
     worker = Worker(settings.fm_address, settings.library, settings.connect_timeout_s)
     service = FmService(settings.fm_command, Path(str(settings.run_dir)) / "fabric-manager.json")
+    package = Package(Path(str(settings.agent_dir)), os.environ.get(DIGEST, ""))
+    logs = LogBuffer()
     agent = LocalAgent(
-        worker, service, _end, library=settings.library or "libnvfm.so.1", call_timeout=settings.call_timeout_s
+        worker,
+        service,
+        _end,
+        library=settings.library or "libnvfm.so.1",
+        call_timeout=settings.call_timeout_s,
+        package=package,
+        logs=logs,
     )
     server = Server(
         Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
@@ -49,7 +61,7 @@ def run(settings: AgentSettings, *, insecure_tcp: bool = False) -> None:
 
     try:
         monitor = Monitor(look, server.fabric_changed, interval=POLL_INTERVAL)
-        with process.Termination() as termination, _relay(settings), server, monitor:
+        with process.Termination() as termination, _relay(settings), server, logs, monitor:
             log.info("serving at %s", settings.listen)
             termination.wait()
     finally:

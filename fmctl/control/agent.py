@@ -14,14 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fmctl import __version__
+from fmctl.control.logbuffer import LogBuffer
+from fmctl.core import fmversion
 from fmctl.core.answers import AgentStatus, FabricState, ProcessState, StartMode
-from fmctl.core.errors import FabricBusy, FmctlError
+from fmctl.core.errors import BadRequest, FabricBusy, FmctlError
+from fmctl.core.loglines import LogPosition, LogSource, LogStream
 from fmctl.core.outcome import state_behind
 from fmctl.core.partition import PartitionList
-from fmctl.core.ports import FabricManager, FabricProcess
+from fmctl.core.ports import AgentPackage, FabricManager, FabricProcess
 
 TELL_INTERVAL = 0.1
 """Seconds between two attempts to tell a restarted Fabric Manager its active partitions."""
+SHOWN_LINES = 20
+"""Lines of Fabric Manager's log in a status."""
 
 
 class LocalAgent:
@@ -35,12 +40,19 @@ class LocalAgent:
         *,
         library: str,
         call_timeout: float,
+        package: AgentPackage | None = None,
+        logs: LogBuffer | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """No call takes longer than `call_timeout` seconds, whatever its caller allows; `end` ends the agent."""
+        """No call takes longer than `call_timeout` seconds, whatever its caller allows; `end` ends the agent.
+
+        Without a package the agent cannot be replaced.
+        """
         self._fabric_manager = fabric_manager
         self._process = fabric_process
+        self._package = package
+        self._logs = logs or LogBuffer()
         self._end = end
         self._starting = threading.Lock()
         self._awaiting = False
@@ -93,9 +105,36 @@ class LocalAgent:
         """End the agent, which is then started again by who keeps it."""
         self._end()
 
+    def replace(self, archive: bytes, digest: str, *, timeout: float) -> None:
+        """End the agent, which is then started again from this archive."""
+        if self._package is None:
+            raise BadRequest("the agent is not replaced", why="it keeps no archives", fix="replace it where it runs")
+        self._package.put(archive, digest)
+        self._end()
+
+    def logs(self, after: LogPosition) -> LogStream:
+        """The lines after that position: what is kept, then each new one."""
+        return self._logs.read(after)
+
     def status(self, *, timeout: float) -> AgentStatus:
-        """Fabric Manager's state, from how it answers a list now; the last known one while it serves another call."""
-        return self.recent_status(0.0, timeout=timeout)
+        """Everything that the daemon is told; that it asks shows that an agent on trial can be reached.
+
+        Fabric Manager's state is from how it answers a list now, or the last known one while it serves another call.
+        """
+        status = self.recent_status(0.0, timeout=timeout)
+        facts = self._process.facts()
+        if self._package is not None:
+            self._package.confirm()
+        return replace(
+            status,
+            digest=self._package.digest if self._package else "",
+            fm_version=facts.fm_version,
+            driver_version=facts.driver_version,
+            versions_differ=fmversion.difference(facts.fm_version, facts.driver_version),
+            fm_log=self._logs.last(LogSource.FABRIC_MANAGER, SHOWN_LINES),
+            fm_config=facts.config,
+            nvlsm=facts.nvlsm,
+        )
 
     def recent_status(self, max_age: float, *, timeout: float) -> AgentStatus:
         """Fabric Manager's state, from a list that anyone asked for in the last `max_age` seconds, or from one now."""

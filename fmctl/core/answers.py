@@ -39,14 +39,40 @@ class StartMode(str, Enum):
 
 
 @dataclass(frozen=True)
+class FabricFacts:
+    """What is known of Fabric Manager's program: as read when it last started, or the agent did.
+
+    Versions are empty while unknown, `config` is the fabricmanager.cfg that it was started with, and `nvlsm` the state
+    of the NVLink subnet manager, empty where the hardware has none.
+    """
+
+    fm_version: str = ""
+    driver_version: str = ""
+    config: Mapping[str, str] = field(default_factory=dict)
+    nvlsm: str = ""
+
+
+@dataclass(frozen=True)
 class AgentStatus:
-    """What the agent tells of itself and of Fabric Manager; `message` explains a state that is not ready."""
+    """What the agent tells of itself and of Fabric Manager; `message` explains a state that is not ready.
+
+    `digest` is the SHA-256 of the archive that the agent runs from, empty where it was installed otherwise;
+    `versions_differ` tells how Fabric Manager's version differs from the driver's, and `fm_log` ends with the newest
+    line. The others are as in FabricFacts.
+    """
 
     version: str
     state: FabricState
     message: str = ""
     library: str = ""
     simulated: bool = False
+    digest: str = ""
+    fm_version: str = ""
+    driver_version: str = ""
+    versions_differ: str = ""
+    fm_log: tuple[str, ...] = ()
+    fm_config: Mapping[str, str] = field(default_factory=dict)
+    nvlsm: str = ""
 
 
 class ServiceVmState(str, Enum):

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from fmctl.core.answers import AgentStatus, ProcessState, ServiceVmStatus, StartMode
+from fmctl.core.answers import AgentStatus, FabricFacts, ProcessState, ServiceVmStatus, StartMode
 from fmctl.core.domain import Domain
 from fmctl.core.image import Image
 from fmctl.core.kernel import KernelFacts
+from fmctl.core.loglines import LogPosition, LogStream
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import CONFIG_SIZE, Bdf, FunctionState, PciFunction
 from fmctl.core.vfio import Exposure, Holder
@@ -46,7 +47,27 @@ class FabricProcess(Protocol):
         """Whether it runs, or ran since the guest booted."""
 
     def start(self, *, restart: bool) -> None:
-        """Start it, in the place of one that runs; with `restart` it takes up its state and waits for a list."""
+        """Start it, in the place of one that runs; with `restart` it takes up its state and waits for a list.
+
+        Raises VersionMismatch where its version is not the driver's, and FmctlError where it cannot be started.
+        """
+
+    def facts(self) -> FabricFacts:
+        """What is known of it; never waits."""
+
+
+class AgentPackage(Protocol):
+    """The archive that the agent runs from, and the one that may take its place."""
+
+    @property
+    def digest(self) -> str:
+        """Its SHA-256; empty where the agent was installed otherwise."""
+
+    def put(self, archive: bytes, digest: str) -> None:
+        """Let the agent's next start try this archive; raises BadRequest where it is not what it should be."""
+
+    def confirm(self) -> None:
+        """Let later starts take the archive that this agent runs from, if that is on trial."""
 
 
 class Agent(FabricManager, Protocol):
@@ -67,6 +88,19 @@ class KeptAgent(Agent, Protocol):
 
     def restart(self, *, timeout: float) -> None:
         """End the agent, which is then started again by who keeps it; Fabric Manager goes on."""
+
+    def replace(self, archive: bytes, digest: str, *, timeout: float) -> None:
+        """Let another agent be tried in the place of this one, from a tar with that SHA-256; Fabric Manager goes on.
+
+        It is kept once its status was asked for, else this one comes back. Raises BadRequest for an archive that is
+        not what it should be, and VersionMismatch where the agent is too old to be replaced.
+        """
+
+    def logs(self, after: LogPosition) -> LogStream:
+        """The lines of Fabric Manager's log and of the kernel's NVSwitch errors that came after that position.
+
+        Raises VersionMismatch where the agent is too old to tell them; so may the stream.
+        """
 
 
 class Claims(Protocol):

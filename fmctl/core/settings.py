@@ -216,11 +216,38 @@ class AgentSettings:
     )
     fm_command: tuple[str, ...] = setting(
         (),
-        doc="Fabric Manager's command line, in the foreground, which the agent runs on the daemon's word, and with"
-        " --restart added to take up its state; empty where something else starts it",
+        doc="Fabric Manager's program with fixed arguments, which the agent runs on the daemon's word, with -c for"
+        " fm_config, -g on NVLink 5, and --restart to take up its state; empty where something else starts it",
+    )
+    fm_config: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/run/fmctl/fabricmanager.cfg")),
+        doc="the fabricmanager.cfg that the agent writes before each start of Fabric Manager",
+    )
+    fm_stock_config: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/usr/share/nvidia/nvswitch/fabricmanager.cfg")),
+        doc="NVIDIA's own, whose other keys are kept, if it exists",
+    )
+    fm_log: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/var/log/fabricmanager.log")), doc="the log that Fabric Manager writes"
+    )
+    fm_log_max_mib: int = setting(
+        16, doc="its size in MiB at which Fabric Manager begins another; three are kept", low=1, high=1024
+    )
+    nvlsm_command: tuple[str, ...] = setting(
+        ("/opt/nvidia/nvlsm/sbin/nvlsm", "-F", "/usr/share/nvidia/nvlsm/nvlsm.conf"),
+        doc="the NVLink subnet manager's command line, in the foreground, which NVLink 5 hardware needs beside Fabric"
+        " Manager; -g is added",
     )
     run_dir: AbsolutePath = setting(
-        AbsolutePath(PurePosixPath("/run/fmctl")), doc="where the agent notes Fabric Manager's process"
+        AbsolutePath(PurePosixPath("/run/fmctl")),
+        doc="where the agent notes the processes that it started, and Fabric Manager keeps its state",
+    )
+    agent_dir: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/run/fmctl/agent")), doc="where the agents lie that the Service VM may run"
+    )
+    system_root: AbsolutePath = setting(
+        AbsolutePath(PurePosixPath("/")),
+        doc="the folder with sys and dev in which the agent looks for hardware and for the kernel's log",
     )
     fm_address: Address = setting(
         Address.parse("127.0.0.1:6666"),

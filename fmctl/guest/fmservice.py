@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmctl import process
-from fmctl.core.answers import ProcessState
+from fmctl.core.answers import FabricFacts, ProcessState
 from fmctl.core.errors import FmctlError
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,10 @@ class FmService:
         if not self._record.exists():
             return ProcessState.NOT_STARTED
         return ProcessState.RUNNING if self._recorded() else ProcessState.ENDED
+
+    def facts(self) -> FabricFacts:
+        """What is known of it."""
+        return FabricFacts()
 
     def start(self, *, restart: bool) -> None:
         """Start it, in the place of one that runs; with `restart` it takes up its state file and waits for a list.

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
+
+import grpc
 
 from fmctl.core.address import Address
 from fmctl.core.answers import AgentStatus, StartMode
 from fmctl.core.errors import AgentUnreachable, FmctlError
+from fmctl.core.loglines import LogLine, LogPosition, LogSource
 from fmctl.core.partition import PartitionList
-from fmctl.rpc import convert, keepalive
+from fmctl.rpc import convert, errors, keepalive
 from fmctl.rpc.client import Client
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as manager
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2_grpc as manager_grpc
@@ -72,6 +75,13 @@ class AgentClient(Client):
             answer.fabric_message,
             answer.library,
             answer.simulated,
+            answer.digest,
+            answer.fm_version,
+            answer.driver_version,
+            answer.versions_differ,
+            tuple(answer.fm_log),
+            dict(answer.fm_config),
+            answer.nvlsm,
         )
 
     def start_fabric_manager(self, mode: StartMode, active: Sequence[int], *, timeout: float) -> None:
@@ -83,5 +93,51 @@ class AgentClient(Client):
         """End the agent, to be started again."""
         self.call(self._stub.RestartAgent, manager.RestartAgentRequest(), timeout)
 
+    def replace(self, archive: bytes, digest: str, *, timeout: float) -> None:
+        """Let another agent be tried in the place of this one."""
+        self.call(self._stub.ReplaceAgent, manager.ReplaceAgentRequest(archive=archive, digest=digest), timeout)
 
+    def logs(self, after: LogPosition) -> LogCall:
+        """The lines of the logs after that position."""
+        request = manager.StreamLogsRequest(instance=after.instance, after=after.sequence)
+        return LogCall(self._stub.StreamLogs(request), self._who)
+
+
+class LogCall:
+    """The port `LogStream`: a call under way, whose connection keepalive watches."""
+
+    def __init__(self, call: Any, who: str) -> None:
+        self._call = call
+        self._who = who
+
+    def __iter__(self) -> LogCall:
+        return self
+
+    def __next__(self) -> LogLine:
+        """The next line; raises FmctlError where the agent cannot tell it."""
+        try:
+            return _line(next(self._call))
+        except grpc.RpcError as error:
+            raise errors.from_rpc_error(cast("grpc.Call", error), who=self._who, changes=False) from None
+
+    def close(self) -> None:
+        """End the call."""
+        self._call.cancel()
+
+
+def _line(message: manager.StreamLogsResponse) -> LogLine:
+    return LogLine(
+        _SOURCES.get(message.source, LogSource.FABRIC_MANAGER),
+        message.time.ToNanoseconds() / 1e9,
+        message.text,
+        message.sequence,
+        message.instance,
+        message.dropped,
+    )
+
+
+_SOURCES = {
+    manager.LOG_SOURCE_FABRIC_MANAGER: LogSource.FABRIC_MANAGER,
+    manager.LOG_SOURCE_KERNEL: LogSource.KERNEL,
+}
 _MODES = {StartMode.FRESH: manager.START_MODE_FRESH, StartMode.RESTART: manager.START_MODE_RESTART}

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import grpc
 
 from fmctl.core.answers import StartMode
 from fmctl.core.errors import BadRequest
+from fmctl.core.loglines import LogLine, LogPosition, LogSource
 from fmctl.core.ports import KeptAgent
 from fmctl.rpc import convert
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as messages
@@ -63,6 +66,13 @@ class FabricManagerServicer(FabricManagerServiceServicer):
             fabric_message=status.message,
             library=status.library,
             simulated=status.simulated,
+            digest=status.digest,
+            fm_version=status.fm_version,
+            driver_version=status.driver_version,
+            versions_differ=status.versions_differ,
+            fm_log=status.fm_log,
+            fm_config=status.fm_config,
+            nvlsm=status.nvlsm,
         )
 
     def StartFabricManager(
@@ -84,5 +94,36 @@ class FabricManagerServicer(FabricManagerServiceServicer):
         self._agent.restart(timeout=time_left(context))
         return messages.RestartAgentResponse()
 
+    def ReplaceAgent(
+        self, request: messages.ReplaceAgentRequest, context: grpc.ServicerContext
+    ) -> messages.ReplaceAgentResponse:
+        """End the agent, to be started again from another archive."""
+        self._agent.replace(request.archive, request.digest, timeout=time_left(context))
+        return messages.ReplaceAgentResponse()
 
+    def StreamLogs(
+        self, request: messages.StreamLogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[messages.StreamLogsResponse]:
+        """The logs, until the caller or the agent ends."""
+        stream = self._agent.logs(LogPosition(request.instance, request.after))
+        if context.add_callback(stream.close):
+            yield from map(_line, stream)
+
+
+def _line(line: LogLine) -> messages.StreamLogsResponse:
+    message = messages.StreamLogsResponse(
+        instance=line.instance,
+        sequence=line.sequence,
+        dropped=line.dropped,
+        source=_SOURCES[line.source],
+        text=line.text,
+    )
+    message.time.FromNanoseconds(int(line.time * 1e9))
+    return message
+
+
+_SOURCES = {
+    LogSource.FABRIC_MANAGER: messages.LOG_SOURCE_FABRIC_MANAGER,
+    LogSource.KERNEL: messages.LOG_SOURCE_KERNEL,
+}
 _MODES = {messages.START_MODE_FRESH: StartMode.FRESH, messages.START_MODE_RESTART: StartMode.RESTART}

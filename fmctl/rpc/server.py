@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,24 +178,43 @@ class _Errors(grpc.ServerInterceptor):
         if method in self._guarded:
             return self._guarded[method]
         handler = continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
+        if handler is None:
             return handler
-        self._guarded[method] = self._guard(handler, handler.unary_unary, method)
+        if handler.unary_unary is not None:
+            self._guarded[method] = self._guard(handler, handler.unary_unary, method)
+        elif handler.unary_stream is not None and method.startswith("/fmctl."):
+            self._guarded[method] = self._guard_stream(handler, handler.unary_stream, method)
+        else:
+            return handler
         return self._guarded[method]
 
     def _guard(
         self, handler: grpc.RpcMethodHandler[Any, Any], serve: Callable[..., Any], method: str
     ) -> grpc.RpcMethodHandler[Any, Any]:
         def guarded(request: Any, context: grpc.ServicerContext) -> Any:
-            try:
+            with self._guarding(context, method):
                 return serve(request, context)
-            except FmctlError as error:
-                self._abort(context, error)
-            except Exception as error:
-                log.exception("%s failed", method)
-                self._abort(context, FmctlError("fmctl failed", why=type(error).__name__, fix="look at its log"))
 
         return grpc.unary_unary_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
+
+    def _guard_stream(
+        self, handler: grpc.RpcMethodHandler[Any, Any], serve: Callable[..., Any], method: str
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        def guarded(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._guarding(context, method):
+                yield from serve(request, context)
+
+        return grpc.unary_stream_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
+
+    @contextlib.contextmanager
+    def _guarding(self, context: grpc.ServicerContext, method: str) -> Iterator[None]:
+        try:
+            yield
+        except FmctlError as error:
+            self._abort(context, error)
+        except Exception as error:
+            log.exception("%s failed", method)
+            self._abort(context, FmctlError("fmctl failed", why=type(error).__name__, fix="look at its log"))
 
     def _abort(self, context: grpc.ServicerContext, error: FmctlError) -> None:
         from grpc_status import rpc_status

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fmctl.core.answers import ProcessState
+from fmctl.core.answers import FabricFacts, ProcessState
 from fmctl.core.platform import Platform
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.nvfm import MemoryNvfm
@@ -39,6 +39,10 @@ class MemoryProcess:
         self._state = ProcessState.RUNNING
         self._nvfm.replace(fabric)
 
+    def facts(self) -> FabricFacts:
+        """Nothing is known of a program that is none."""
+        return FabricFacts()
+
     def die(self) -> None:
         """Let it be gone, as after kill -9; its saved state stays."""
         self._state = ProcessState.ENDED
@@ -60,3 +64,7 @@ class Unmanaged:
 
     def start(self, *, restart: bool) -> None:
         """Does nothing."""
+
+    def facts(self) -> FabricFacts:
+        """Nothing is known of it."""
+        return FabricFacts()

@@ -20,6 +20,7 @@ from fmctl.core.domain import Domain
 from fmctl.core.domain_xml import Rendered
 from fmctl.core.errors import AgentUnreachable, FmctlError, HostCordoned, VmRunning
 from fmctl.core.inventory import Inventory, Role
+from fmctl.core.loglines import LogPosition, LogStream
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import Bdf
 from fmctl.core.servicevm import Rules
@@ -74,6 +75,12 @@ class Guest:
         reached = self._reached()
         self.started.append(mode)
         reached.start_fabric_manager(mode, active, timeout=timeout)
+
+    def replace(self, archive: bytes, digest: str, *, timeout: float) -> None:
+        self._reached().replace(archive, digest, timeout=timeout)
+
+    def logs(self, after: LogPosition) -> LogStream:
+        return self._reached().logs(after)
 
     def restart(self, *, timeout: float) -> None:
         self.restarts += 1

@@ -35,12 +35,12 @@ class Recorder:
 
     def ask(self, name: str, method: str, request: Any) -> None:
         """Note the answer, or the status of a refusal, as NAME.bin."""
-        call = self._channel.unary_unary(f"/{MANAGER_SERVICE}/{method}")
+        call: Any = self._channel.unary_unary(f"/{MANAGER_SERVICE}/{method}")
         try:
             answer = call(request.SerializeToString(), timeout=10)
         except grpc.RpcError as error:
-            trailing = dict(error.trailing_metadata())
-            answer = trailing[DETAILS]
+            failed: Any = error
+            (answer,) = (value for key, value in failed.trailing_metadata() if key == DETAILS)
         (self._folder / f"{name}.bin").write_bytes(answer)
 
 

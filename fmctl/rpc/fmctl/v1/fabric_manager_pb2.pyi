@@ -7,6 +7,7 @@ from collections import abc as _abc
 from fmctl.rpc.fmctl.v1 import partition_pb2 as _partition_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -40,6 +41,23 @@ START_MODE_FRESH: StartMode.ValueType  # 1
 START_MODE_RESTART: StartMode.ValueType  # 2
 """Takes up its state file while traffic goes on."""
 Global___StartMode: _TypeAlias = StartMode  # noqa: Y015
+
+class _LogSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LogSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOG_SOURCE_UNSPECIFIED: _LogSource.ValueType  # 0
+    LOG_SOURCE_FABRIC_MANAGER: _LogSource.ValueType  # 1
+    LOG_SOURCE_KERNEL: _LogSource.ValueType  # 2
+
+class LogSource(_LogSource, metaclass=_LogSourceEnumTypeWrapper): ...
+
+LOG_SOURCE_UNSPECIFIED: LogSource.ValueType  # 0
+LOG_SOURCE_FABRIC_MANAGER: LogSource.ValueType  # 1
+LOG_SOURCE_KERNEL: LogSource.ValueType  # 2
+Global___LogSource: _TypeAlias = LogSource  # noqa: Y015
 
 @_typing.final
 class ListFabricPartitionsRequest(_message.Message):
@@ -208,11 +226,38 @@ Global___GetAgentStatusRequest: _TypeAlias = GetAgentStatusRequest  # noqa: Y015
 class GetAgentStatusResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FmConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     FABRIC_STATE_FIELD_NUMBER: _builtins.int
     FABRIC_MESSAGE_FIELD_NUMBER: _builtins.int
     LIBRARY_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FM_VERSION_FIELD_NUMBER: _builtins.int
+    DRIVER_VERSION_FIELD_NUMBER: _builtins.int
+    VERSIONS_DIFFER_FIELD_NUMBER: _builtins.int
+    FM_LOG_FIELD_NUMBER: _builtins.int
+    FM_CONFIG_FIELD_NUMBER: _builtins.int
+    NVLSM_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The agent's own version."""
     fabric_state: _partition_pb2.FabricState.ValueType
@@ -221,6 +266,23 @@ class GetAgentStatusResponse(_message.Message):
     library: _builtins.str
     """The libnvfm that the agent uses."""
     simulated: _builtins.bool
+    digest: _builtins.str
+    """SHA-256 of the archive that the agent runs from; empty where it was installed otherwise."""
+    fm_version: _builtins.str
+    """Fabric Manager's version, and the NVIDIA driver's in the Service VM; empty while unknown."""
+    driver_version: _builtins.str
+    versions_differ: _builtins.str
+    """How the two differ; empty if they do not, or are not known. Fabric Manager is not started then."""
+    nvlsm: _builtins.str
+    """The NVLink subnet manager's state; empty where the hardware has none."""
+    @_builtins.property
+    def fm_log(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The last lines of Fabric Manager's log, the newest last."""
+
+    @_builtins.property
+    def fm_config(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The fabricmanager.cfg that Fabric Manager was last started with."""
+
     def __init__(
         self,
         *,
@@ -229,10 +291,17 @@ class GetAgentStatusResponse(_message.Message):
         fabric_message: _builtins.str = ...,
         library: _builtins.str = ...,
         simulated: _builtins.bool = ...,
+        digest: _builtins.str = ...,
+        fm_version: _builtins.str = ...,
+        driver_version: _builtins.str = ...,
+        versions_differ: _builtins.str = ...,
+        fm_log: _abc.Iterable[_builtins.str] | None = ...,
+        fm_config: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        nvlsm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "library", b"library", "simulated", b"simulated", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "driver_version", b"driver_version", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "fm_config", b"fm_config", "fm_log", b"fm_log", "fm_version", b"fm_version", "library", b"library", "nvlsm", b"nvlsm", "simulated", b"simulated", "version", b"version", "versions_differ", b"versions_differ"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,3 +376,102 @@ class RestartAgentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestartAgentResponse: _TypeAlias = RestartAgentResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHIVE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    archive: _builtins.bytes
+    """An uncompressed tar with the folder `fmctl`."""
+    digest: _builtins.str
+    """Its SHA-256, in lower case hexadecimal."""
+    def __init__(
+        self,
+        *,
+        archive: _builtins.bytes = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceAgentRequest: _TypeAlias = ReplaceAgentRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceAgentResponse: _TypeAlias = ReplaceAgentResponse  # noqa: Y015
+
+@_typing.final
+class StreamLogsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Where to go on: after that line of that instance. Without them, and for another instance, from the oldest line."""
+    after: _builtins.int
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamLogsRequest: _TypeAlias = StreamLogsRequest  # noqa: Y015
+
+@_typing.final
+class StreamLogsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """This run of the agent: sequence numbers count from 1 in each."""
+    sequence: _builtins.int
+    dropped: _builtins.int
+    """How many lines before this one are lost to this reader."""
+    source: Global___LogSource.ValueType
+    text: _builtins.str
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        source: Global___LogSource.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "instance", b"instance", "sequence", b"sequence", "source", b"source", "text", b"text", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamLogsResponse: _TypeAlias = StreamLogsResponse  # noqa: Y015

@@ -72,6 +72,16 @@ class FabricManagerServiceStub(object):
                 request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentRequest.SerializeToString,
                 response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentResponse.FromString,
                 _registered_method=True)
+        self.ReplaceAgent = channel.unary_unary(
+                '/fmctl.v1.FabricManagerService/ReplaceAgent',
+                request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.ReplaceAgentRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.ReplaceAgentResponse.FromString,
+                _registered_method=True)
+        self.StreamLogs = channel.unary_stream(
+                '/fmctl.v1.FabricManagerService/StreamLogs',
+                request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsResponse.FromString,
+                _registered_method=True)
 
 
 class FabricManagerServiceServicer(object):
@@ -125,6 +135,21 @@ class FabricManagerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplaceAgent(self, request, context):
+        """Takes another agent and ends this one, so that the other is tried. The other is kept once it was asked for its
+        status; where that does not happen in time, this one comes back. Fabric Manager goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamLogs(self, request, context):
+        """Fabric Manager's log and the kernel's reports of NVSwitch errors: what is still kept, then each new line.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FabricManagerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +187,16 @@ def add_FabricManagerServiceServicer_to_server(servicer, server):
                     servicer.RestartAgent,
                     request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentRequest.FromString,
                     response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentResponse.SerializeToString,
+            ),
+            'ReplaceAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceAgent,
+                    request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.ReplaceAgentRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.ReplaceAgentResponse.SerializeToString,
+            ),
+            'StreamLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamLogs,
+                    request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +391,60 @@ class FabricManagerService(object):
             '/fmctl.v1.FabricManagerService/RestartAgent',
             fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentRequest.SerializeToString,
             fmctl_dot_v1_dot_fabric__manager__pb2.RestartAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.FabricManagerService/ReplaceAgent',
+            fmctl_dot_v1_dot_fabric__manager__pb2.ReplaceAgentRequest.SerializeToString,
+            fmctl_dot_v1_dot_fabric__manager__pb2.ReplaceAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fmctl.v1.FabricManagerService/StreamLogs',
+            fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsRequest.SerializeToString,
+            fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

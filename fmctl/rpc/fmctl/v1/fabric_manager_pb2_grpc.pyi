@@ -46,6 +46,12 @@ class FabricManagerServiceStub:
     """Starts Fabric Manager, in the place of one that runs. A restart answers once the active partitions are set."""
     RestartAgent: _grpc.UnaryUnaryMultiCallable[_fabric_manager_pb2.RestartAgentRequest, _fabric_manager_pb2.RestartAgentResponse]
     """Ends the agent, which is then started again by what keeps it in the Service VM. Fabric Manager goes on."""
+    ReplaceAgent: _grpc.UnaryUnaryMultiCallable[_fabric_manager_pb2.ReplaceAgentRequest, _fabric_manager_pb2.ReplaceAgentResponse]
+    """Takes another agent and ends this one, so that the other is tried. The other is kept once it was asked for its
+    status; where that does not happen in time, this one comes back. Fabric Manager goes on.
+    """
+    StreamLogs: _grpc.UnaryStreamMultiCallable[_fabric_manager_pb2.StreamLogsRequest, _fabric_manager_pb2.StreamLogsResponse]
+    """Fabric Manager's log and the kernel's reports of NVSwitch errors: what is still kept, then each new line."""
 
 @_typing.type_check_only
 class FabricManagerServiceAsyncStub(FabricManagerServiceStub):
@@ -65,6 +71,12 @@ class FabricManagerServiceAsyncStub(FabricManagerServiceStub):
     """Starts Fabric Manager, in the place of one that runs. A restart answers once the active partitions are set."""
     RestartAgent: _aio.UnaryUnaryMultiCallable[_fabric_manager_pb2.RestartAgentRequest, _fabric_manager_pb2.RestartAgentResponse]  # type: ignore[assignment]
     """Ends the agent, which is then started again by what keeps it in the Service VM. Fabric Manager goes on."""
+    ReplaceAgent: _aio.UnaryUnaryMultiCallable[_fabric_manager_pb2.ReplaceAgentRequest, _fabric_manager_pb2.ReplaceAgentResponse]  # type: ignore[assignment]
+    """Takes another agent and ends this one, so that the other is tried. The other is kept once it was asked for its
+    status; where that does not happen in time, this one comes back. Fabric Manager goes on.
+    """
+    StreamLogs: _aio.UnaryStreamMultiCallable[_fabric_manager_pb2.StreamLogsRequest, _fabric_manager_pb2.StreamLogsResponse]  # type: ignore[assignment]
+    """Fabric Manager's log and the kernel's reports of NVSwitch errors: what is still kept, then each new line."""
 
 class FabricManagerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The agent in the Service VM: Fabric Manager's calls one to one, with no memory and no judgement. The daemon is its
@@ -123,5 +135,23 @@ class FabricManagerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fabric_manager_pb2.RestartAgentResponse, _abc.Awaitable[_fabric_manager_pb2.RestartAgentResponse]]:
         """Ends the agent, which is then started again by what keeps it in the Service VM. Fabric Manager goes on."""
+
+    @_abc_1.abstractmethod
+    def ReplaceAgent(
+        self,
+        request: _fabric_manager_pb2.ReplaceAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fabric_manager_pb2.ReplaceAgentResponse, _abc.Awaitable[_fabric_manager_pb2.ReplaceAgentResponse]]:
+        """Takes another agent and ends this one, so that the other is tried. The other is kept once it was asked for its
+        status; where that does not happen in time, this one comes back. Fabric Manager goes on.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamLogs(
+        self,
+        request: _fabric_manager_pb2.StreamLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_fabric_manager_pb2.StreamLogsResponse], _abc.AsyncIterator[_fabric_manager_pb2.StreamLogsResponse]]:
+        """Fabric Manager's log and the kernel's reports of NVSwitch errors: what is still kept, then each new line."""
 
 def add_FabricManagerServiceServicer_to_server(servicer: FabricManagerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
