@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any
 
-from fmctl.core.errors import BadRequest, ImageRefused
+from fmctl.core.errors import BadRequest, ImageRefused, NoSuchImage
 
 FORMAT = 1
 KERNEL, INITRD, ROOT, AGENT = "vmlinuz", "initrd", "root.squashfs", "agent.tar"
@@ -136,6 +136,21 @@ class Image:
     def agent(self) -> PurePosixPath:
         """The agent, a tar."""
         return self.folder / AGENT
+
+
+def refused(name: str, file: str, why: str, fix: str) -> ImageRefused:
+    """The refusal of an image, which names the one file that is wrong."""
+    return ImageRefused(f"the image {name} is refused", why=f"{file}: {why}", fix=fix)
+
+
+def unknown(name: str, known: Iterable[str]) -> NoSuchImage:
+    """The refusal of a name that no image has."""
+    names = ", ".join(known)
+    return NoSuchImage(
+        f"there is no image {name!r}",
+        why=f"the store has {names}" if names else "the store is empty",
+        fix="choose one of these" if names else "add one with `fmctl image add`",
+    )
 
 
 def digest(manifest: bytes) -> str:

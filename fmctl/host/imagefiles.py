@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image's folder, and public keys: files that are believed only where nobody else can write them.
+
+`core.vouching` says what must be true of them, `host.images` keeps many of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from fmctl.core import image, vouching
+from fmctl.core.errors import ImageRefused
+from fmctl.core.image import MANIFEST, SIGNATURE, Image, Manifest
+from fmctl.core.signature import PublicKey, Trust
+
+_CHUNK = 1 << 20
+_LONGEST = 4 << 20
+"""Bytes of the longest manifest, signature or key that is read."""
+_TAMPERED = "find out who changed it, then remove the image's folder and add the image again with `fmctl image add`"
+
+
+def own() -> frozenset[int]:
+    """The users whose files this process believes: root and its own."""
+    return frozenset({0, os.geteuid()})
+
+
+class ImageFolder:
+    """The files of one image, each opened once and judged by what was opened.
+
+    With `owners`, every file and the folder must belong to one of them and be writable by nobody else; None asks
+    nothing, for a folder that is only looked at, or copied and judged as a copy.
+    """
+
+    def __init__(self, folder: Path, name: str, *, owners: frozenset[int] | None) -> None:
+        self._folder = folder
+        self._name = name
+        self._owners = owners
+
+    def read(self) -> Image:
+        """The image as its manifest says it is; raises ImageRefused."""
+        return vouching.read(self._name, self, self._describe)
+
+    def vouched(self, trust: Trust) -> Image:
+        """The image after every check; raises ImageRefused."""
+        if self._owners is not None:
+            for folder in (self._folder.parent, self._folder):
+                self._check_folder(folder)
+        return vouching.vouched(self._name, self, self._describe, trust)
+
+    def manifest(self) -> bytes:
+        """What manifest.json holds; raises ImageRefused."""
+        return self._short(MANIFEST)
+
+    def signature(self) -> bytes | None:
+        """What manifest.json.sig holds; None where there is none. Raises ImageRefused."""
+        return self._short(SIGNATURE) if os.path.lexists(self._folder / SIGNATURE) else None
+
+    def sha256(self, file: str) -> str:
+        """The SHA-256 in hex of a file, read now; raises ImageRefused."""
+        found = hashlib.sha256()
+        try:
+            with self.open(file) as stream:
+                while chunk := stream.read(_CHUNK):
+                    found.update(chunk)
+        except OSError as error:
+            raise self._unreadable(file, error) from error
+        return found.hexdigest()
+
+    def open(self, file: str) -> BinaryIO:
+        """A regular file of the folder, for reading; raises ImageRefused."""
+        try:
+            descriptor = os.open(self._folder / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._unreadable(file, error) from error
+        stream = os.fdopen(descriptor, "rb")
+        try:
+            self._check(file, os.fstat(descriptor))
+        except ImageRefused:
+            stream.close()
+            raise
+        return stream
+
+    def _short(self, file: str) -> bytes:
+        try:
+            with self.open(file) as stream:
+                data = stream.read(_LONGEST + 1)
+        except OSError as error:
+            raise self._unreadable(file, error) from error
+        if len(data) > _LONGEST:
+            raise image.refused(self._name, file, f"it has more than {_LONGEST} bytes", vouching.REINSTALL)
+        return data
+
+    def _check(self, file: str, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise image.refused(self._name, file, "it is no regular file", _TAMPERED)
+        fault = unsafe(found, self._owners)
+        if fault:
+            raise image.refused(self._name, file, fault, _TAMPERED)
+
+    def _check_folder(self, folder: Path) -> None:
+        try:
+            found = folder.lstat()
+        except OSError as error:
+            raise self._unreadable(str(folder), error) from error
+        fault = unsafe(found, self._owners) if stat.S_ISDIR(found.st_mode) else "it is no folder"
+        if fault:
+            raise image.refused(self._name, str(folder), fault, _TAMPERED)
+
+    def _describe(self, manifest: Manifest, digest: str) -> Image:
+        known = {*manifest.files, MANIFEST, SIGNATURE}
+        try:
+            sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._folder)}
+        except OSError as error:
+            raise self._unreadable(str(self._folder), error) from error
+        return Image(
+            self._name,
+            PurePosixPath(self._folder),
+            manifest,
+            digest,
+            size=sum(sizes.get(file, 0) for file in manifest.files),
+            extra=tuple(sorted(sizes.keys() - known)),
+        )
+
+    def _unreadable(self, file: str, error: OSError) -> ImageRefused:
+        linked = (self._folder / file).is_symlink()
+        why = "it is a symbolic link, which may lead anywhere" if linked else error.strerror or str(error)
+        return image.refused(self._name, file, why, vouching.REINSTALL)
+
+
+def unsafe(found: os.stat_result, owners: frozenset[int] | None) -> str:
+    """Why others than the owners can change a file; empty where they cannot, or nobody asks."""
+    if owners is None:
+        return ""
+    if found.st_uid not in owners:
+        return f"it belongs to user {found.st_uid}, who is neither root nor the user that fmctl runs as"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others than its owner may write it (its mode is {stat.S_IMODE(found.st_mode):04o})"
+    return ""
+
+
+def read_keys(paths: Sequence[Path], *, owners: frozenset[int]) -> tuple[PublicKey, ...]:
+    """The keys of those files that exist; raises ImageRefused for one that others can write, or nobody can read."""
+    return tuple(_key(path, owners) for path in paths if os.path.lexists(path))
+
+
+def _key(path: Path, owners: frozenset[int]) -> PublicKey:
+    try:
+        with path.open("rb") as stream:
+            fault = unsafe(os.fstat(stream.fileno()), owners)
+            pem = stream.read(_LONGEST)
+    except OSError as error:
+        fault = error.strerror or str(error)
+    if fault:
+        raise ImageRefused(
+            f"the public key {path} is refused",
+            why=f"{path}: {fault}",
+            fix="make it a file of root's that nobody else can write, and compare its fingerprint with the signer's",
+        )
+    return PublicKey(str(path), pem)
