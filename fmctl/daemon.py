@@ -25,6 +25,7 @@ from fmctl.core.ports import Hypervisor
 from fmctl.core.servicevm import Rules
 from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
 from fmctl.host.claims import FileClaims
+from fmctl.host.generation import FileGeneration
 from fmctl.local import Host
 from fmctl.rpc import vsock
 from fmctl.rpc.agent_client import AgentClient
@@ -63,7 +64,12 @@ def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | Non
         )
         service_vm = dataclasses.replace(settings.service_vm, managed=True, console_log=console)
         settings = dataclasses.replace(
-            settings, agent=guest.agent_address, claims_file=claims, service_vm=service_vm, platform=platform
+            settings,
+            agent=guest.agent_address,
+            claims_file=claims,
+            service_vm=service_vm,
+            platform=platform,
+            state_dir=AbsolutePath(PurePosixPath(guest.folder)),
         )
         host = local.around(pretended, board)
         try:
@@ -138,6 +144,8 @@ class _Daemon:
             host.check,
             functools.partial(host.service_vm, settings),
             lambda: self._controller.active(),
+            FileGeneration(Path(settings.state_dir.path) / "fabric-generation"),
+            host.images(settings),
         )
         rules = Rules(
             settings.service_vm_restart, settings.service_vm.start_timeout_s, settings.service_vm.restart_limit

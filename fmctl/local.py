@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmctl import platforms, process, templates
+from fmctl import files, platforms, process, templates
 from fmctl.control import discovery, isolation
 from fmctl.control.vfio import Vfio
 from fmctl.core import domain_xml, gpumap, hostprep, tenantcheck, tenantvm
@@ -23,15 +23,18 @@ from fmctl.core.domain_xml import Rendered
 from fmctl.core.finding import Finding
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.hostprep import FileState, Preparation
+from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
 from fmctl.core.platform import Platform
-from fmctl.core.ports import Kernel, PciBus, VfioDevices
+from fmctl.core.ports import ImageStore, Kernel, PciBus, VfioDevices
 from fmctl.core.settings import AbsolutePath, DaemonSettings
+from fmctl.core.signature import PublicKey, Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
 from fmctl.host import capacity
 from fmctl.host.hostfiles import HostFiles
+from fmctl.host.images import FolderImages
 from fmctl.host.kernel import HostKernel
 from fmctl.host.lock import locked
 from fmctl.host.sysfs import Sysfs
@@ -91,12 +94,19 @@ class Host:
         plan = hostprep.plan(self.kernel.facts())
         return plan, self.files.write(plan.files, force=force) if self.files else ()
 
-    def service_vm(self, settings: DaemonSettings, inventory: Inventory) -> Rendered:
-        """The Service VM's domain as it would be started with that board now; raises FmctlError."""
+    def images(self, settings: DaemonSettings) -> ImageStore | None:
+        """The images that the Service VM can boot; None where the settings name its files, and on a pretended host."""
         vm = settings.service_vm
-        if self.files is None:
+        return None if self.files is None or vm.kernel or vm.root_image else image_store(settings)
+
+    def service_vm(self, settings: DaemonSettings, inventory: Inventory, image: Image | None = None) -> Rendered:
+        """The Service VM's domain as it would be started with that board now, from that image or from the files that
+        the settings name; raises FmctlError.
+        """
+        vm = settings.service_vm
+        if self.files is None and image is None:
             vm = dataclasses.replace(vm, kernel=vm.kernel or SIMULATED_KERNEL)
-        return domain_xml.render_service_vm(domain_xml.service_vm(vm, inventory), _templates(settings))
+        return domain_xml.render_service_vm(domain_xml.service_vm(vm, inventory, image), _templates(settings))
 
     def for_tenant(self, settings: DaemonSettings, gpu_map: GpuMap | None) -> tenantvm.Host:
         """The host as a tenant VM sees it; without a map its GPUs are taken in the order of their addresses."""
@@ -132,6 +142,15 @@ def around(simulated: SimulatedHost, board: Platform) -> Host:
     from fmctl.sim.capacity import CAPACITY, QEMU
 
     return Host(simulated.bus, simulated.kernel, simulated.devices, [board], lambda: CAPACITY, lambda program: QEMU)
+
+
+def image_store(settings: DaemonSettings) -> FolderImages:
+    """The images of this host; the pinned keys are read anew at each check."""
+
+    def keys() -> list[PublicKey]:
+        return [PublicKey(str(path), files.read(Path(path.path)).encode()) for path in settings.image_keys]
+
+    return FolderImages(Path(settings.image_dir.path), Trust(keys, settings.require_signature))
 
 
 def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fmctl import platforms, templates
 from fmctl.control import discovery
 from fmctl.core import domain_xml, gpumap, tenantvm
 from fmctl.core.domain_xml import Rendered
+from fmctl.core.image import FILES, Image, Manifest
 from fmctl.core.inventory import Device, Inventory, Role
 from fmctl.core.settings import AbsolutePath, Boot, DomainType, HugePages, ServiceVmSettings, TenantVmSettings
 from fmctl.core.tenantvm import Host, QemuVersion, Request
@@ -32,6 +33,12 @@ def path(text: str) -> AbsolutePath:
 
 
 KERNEL = ServiceVmSettings(kernel=path("/boot/fmctl/vmlinuz"), initrd=path("/boot/fmctl/initrd.img"))
+STORED = Image(
+    "580-1",
+    PurePosixPath("/var/lib/fmctl/images/580-1"),
+    Manifest(dict.fromkeys(FILES, "0" * 64), "console=ttyS0 panic=-1 root=/dev/vda ro", {}, False, {}),
+    "0" * 64,
+)
 IMAGE = ServiceVmSettings(root_image=path("/var/lib/libvirt/images/fmctl-service-vm.img"), boot=Boot.UEFI)
 
 
@@ -48,8 +55,10 @@ def _with_regions(device: Device, regions: tuple[int, ...] | None) -> Device:
     return replace(device, state=replace(device.state, bars=regions))
 
 
-def service_vm(board: str, settings: ServiceVmSettings, *, shared_group: bool = False) -> Rendered:
-    values = domain_xml.service_vm(settings, inventory(board, shared_group=shared_group))
+def service_vm(
+    board: str, settings: ServiceVmSettings, image: Image | None = None, *, shared_group: bool = False
+) -> Rendered:
+    values = domain_xml.service_vm(settings, inventory(board, shared_group=shared_group), image)
     return domain_xml.render_service_vm(values, templates.read())
 
 
@@ -67,6 +76,7 @@ DOCUMENTS: dict[str, Callable[[], Rendered]] = {
     "service-vm-h100": lambda: service_vm("hgx-h100-8", KERNEL),
     "service-vm-h100-shared-group": lambda: service_vm("hgx-h100-8", KERNEL, shared_group=True),
     "service-vm-h100-image": lambda: service_vm("hgx-h100-8", replace(KERNEL, root_image=IMAGE.root_image)),
+    "service-vm-h100-stored": lambda: service_vm("hgx-h100-8", ServiceVmSettings(), STORED),
     "service-vm-b200": lambda: service_vm("hgx-b200-8", IMAGE),
     "service-vm-a100-8": lambda: service_vm("hgx-a100-8", KERNEL),
     "service-vm-a100-16": lambda: service_vm("hgx-a100-16", replace(IMAGE, network="default")),

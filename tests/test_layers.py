@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "rpc": {"control", "core"},
     "agent": {"control", "core", "guest", "host", "platforms", "process", "rpc", "sim"},
     "daemon": {"control", "core", "guest", "host", "local", "platforms", "process", "rpc", "sim"},
-    "local": {"control", "core", "host", "platforms", "process", "sim", "templates"},
+    "local": {"control", "core", "files", "host", "platforms", "process", "sim", "templates"},
     "cli": {"core", "files", "platforms", "rpc"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fmctl service-vm start`, `stop`, `destroy` and `console`; `cli.servicevm` holds the group."""
+"""`fmctl service-vm start`, `stop`, `destroy`, `upgrade` and `console`; `cli.servicevm` holds the group."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,9 @@ from fmctl.cli.options import Connection
 from fmctl.cli.partitions import dialled
 from fmctl.cli.status import service_vm_plain
 from fmctl.core.answers import ServiceVmStatus
+
+UPGRADE_TIMEOUT = 900.0
+"""Seconds for an upgrade: twice the time that an image may take to be ready, since going back takes as long."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,6 +70,24 @@ def destroy(connection: Connection, style: str, *, interrupt_tenants: bool) -> N
 
 
 @click.command()
+@click.argument("image")
+@_interrupt_tenants
+@options.output("text", "json", "yaml")
+@options.connection
+def upgrade(connection: Connection, image: str, style: str, *, interrupt_tenants: bool) -> None:
+    """Let the Service VM take another image of the store.
+
+    Where the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew, which
+    exits with 4 where that would interrupt a VM. Returns once IMAGE is ready; where it does not become so, the image
+    before is back and the exit status is 1. Waits 15 minutes unless --timeout says otherwise.
+    """
+    patient = replace(connection, timeout=connection.timeout or UPGRADE_TIMEOUT)
+    with dialled(patient) as (client, timeout):
+        answer = client.upgrade_service_vm(image, interrupt_tenants=interrupt_tenants, timeout=timeout)
+    _show(answer, style)
+
+
+@click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="How many last lines.")
 @options.connection
@@ -84,6 +106,7 @@ def console(connection: Connection, lines: int, *, follow: bool) -> None:
 
 def _show(status: ServiceVmStatus, style: str) -> None:
     if style == "text":
-        click.echo(f"the Service VM {status.name} is {status.state.value}")
+        image = f", from image {status.image}" if status.image else ""
+        click.echo(f"the Service VM {status.name} is {status.state.value}{image}")
     else:
         click.echo(render.document(service_vm_plain(status), style), nl=False)

@@ -18,7 +18,7 @@ def service_vm() -> None:
     """Show and run the Service VM, which has the NVSwitches."""
 
 
-for _command in (lifecycle.start, lifecycle.stop, lifecycle.destroy, lifecycle.console):
+for _command in (lifecycle.start, lifecycle.stop, lifecycle.destroy, lifecycle.upgrade, lifecycle.console):
     service_vm.add_command(_command)
 
 
@@ -36,7 +36,9 @@ def render(place: Place, config_file: Path | None) -> None:
     settings = config.read(DaemonSettings, config_file)
     host = place.host(settings.platform)
     found = host.inventory()
-    rendered = host.service_vm(settings, found)
+    images = host.images(settings)
+    chosen = images.current() if images else None
+    rendered = host.service_vm(settings, found, images.read(chosen) if images and chosen else None)
     for problem in found.problems:
         if problem.role is not Role.GPU:
             click.echo(f"fmctl: {problem.fault.value}: {problem.text}", err=True)

@@ -11,7 +11,7 @@ import click
 from fmctl.cli import options, render
 from fmctl.cli.options import Connection
 from fmctl.cli.partitions import dialled
-from fmctl.core.answers import DaemonStatus, FabricState, ServiceVmState, ServiceVmStatus
+from fmctl.core.answers import AgentInfo, DaemonStatus, FabricState, ServiceVmState, ServiceVmStatus
 from fmctl.core.errors import AgentUnreachable, FabricNotReady
 
 _POLL = 0.2
@@ -100,8 +100,16 @@ def _plain(answer: DaemonStatus) -> dict[str, Any]:
             "reachable": answer.agent.reachable,
             "version": answer.agent.version,
             "library": answer.agent.library,
+            "digest": answer.agent.digest,
+            "fm_version": answer.agent.fm_version,
+            "driver_version": answer.agent.driver_version,
+            "versions_differ": answer.agent.versions_differ,
         },
-        "fabric": {"state": answer.fabric_state.value, "message": answer.fabric_message},
+        "fabric": {
+            "state": answer.fabric_state.value,
+            "message": answer.fabric_message,
+            "generation": answer.service_vm.fabric_generation,
+        },
         "service_vm": service_vm_plain(answer.service_vm),
     }
 
@@ -117,6 +125,9 @@ def service_vm_plain(seen: ServiceVmStatus) -> dict[str, Any]:
         "changed": seen.changed,
         "degraded": seen.degraded,
         "console_log": seen.console_log,
+        "image": seen.image,
+        "next_image": seen.next_image,
+        "upgrade": seen.upgrade,
     }
 
 
@@ -140,6 +151,7 @@ def _show(answer: DaemonStatus) -> None:
             _colour(agent.reachable),
         ),
         ("library", agent.library or "unknown", ""),
+        ("versions", _versions(agent), "yellow" if agent.versions_differ else ""),
         ("fabric", answer.fabric_state.value, _colour(ready)),
         ("why", answer.fabric_message, ""),
     ]
@@ -156,8 +168,21 @@ def _service_vm_rows(seen: ServiceVmStatus) -> list[tuple[str, str, str]]:
     return [
         ("service VM", f"{seen.state.value}, domain {seen.name}{changed}", _colour(seen.state is ServiceVmState.READY)),
         ("why", seen.message, ""),
+        ("image", _image(seen), ""),
+        ("upgrade", seen.upgrade, "yellow"),
         ("degraded", f"this host takes no new work: {seen.degraded}" if seen.degraded else "", "red"),
     ]
+
+
+def _image(seen: ServiceVmStatus) -> str:
+    if not seen.next_image or seen.image in ("", seen.next_image):
+        return seen.image or seen.next_image
+    return f"{seen.image}, and its next start takes {seen.next_image}"
+
+
+def _versions(agent: AgentInfo) -> str:
+    known = (("Fabric Manager", agent.fm_version), ("driver", agent.driver_version))
+    return agent.versions_differ or ", ".join(f"{name} {version}" for name, version in known if version)
 
 
 def _colour(good: object) -> str:

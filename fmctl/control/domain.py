@@ -17,9 +17,10 @@ from fmctl.core import servicevm
 from fmctl.core.domain import Domain
 from fmctl.core.domain_xml import Rendered
 from fmctl.core.errors import AgentUnreachable, FmctlError, HostCordoned, OutcomeUnknown
+from fmctl.core.image import Image
 from fmctl.core.inventory import Fault, Inventory, Role
 from fmctl.core.pci import Bdf
-from fmctl.core.ports import Hypervisor, KeptAgent
+from fmctl.core.ports import Generation, Hypervisor, ImageStore, KeptAgent
 from fmctl.core.servicevm import Tenant
 from fmctl.core.settings import ServiceVmSettings
 
@@ -46,10 +47,16 @@ class World:
     """The board as it is now; raises FmctlError."""
     check: Callable[[Inventory], None]
     """Raises HostCordoned where passthrough is not safe on this host."""
-    render: Callable[[Inventory], Rendered]
-    """The domain that would be started now; raises FmctlError."""
+    render: Callable[[Inventory, Image | None], Rendered]
+    """The domain that would be started now, from that image or from the files that the settings name.
+
+    Raises FmctlError.
+    """
     active: Callable[[], Sequence[int]]
     """The partitions that a restarted Fabric Manager is to take for active."""
+    generation: Generation
+    images: ImageStore | None = None
+    """None where the settings name the files that it boots."""
 
 
 class OwnDomain:
@@ -97,10 +104,15 @@ class OwnDomain:
             return str(error)
         return ""
 
+    def boots(self) -> Image | None:
+        """The image of its next start, unchecked; None where the settings name the files. Raises FmctlError."""
+        images = self._world.images
+        return None if images is None else images.read(_chosen(images))
+
     def differs(self, domain: Domain, inventory: Inventory) -> bool:
         """Whether its next start takes another domain than this one."""
         try:
-            return domain.fingerprint != self._world.render(inventory).fingerprint
+            return domain.fingerprint != self._world.render(inventory, self.boots()).fingerprint
         except FmctlError:
             return True
 
@@ -108,12 +120,15 @@ class OwnDomain:
         """Start it after all checks; raises FmctlError with nothing started, and OutcomeUnknown as libvirt does."""
         _refuse_faulty(inventory)
         self._world.check(inventory)
-        rendered = self._world.render(inventory)
+        images = self._world.images
+        image = None if images is None else images.vouched(_chosen(images))
+        rendered = self._world.render(inventory, image)
         self._world.vfio.park_unheld(inventory, _gpus(inventory))
         self._parked = False
         self._world.vfio.bind(inventory, _switches(inventory))
         self._world.hypervisor.create(rendered.xml, timeout=CREATE_TIMEOUT)
-        log.info("the Service VM is started with %d devices", len(_switches(inventory)))
+        what = f"image {image.name}" if image else "what the settings name"
+        log.info("the Service VM is started from %s with %d devices", what, len(_switches(inventory)))
 
     def park(self, inventory: Inventory | None) -> None:
         """Take the driver from what it had, once, so that nothing else can open it; never raises."""
@@ -146,6 +161,18 @@ class OwnDomain:
                     fix="see `fmctl service-vm console`, or use `fmctl service-vm destroy`",
                 )
             pause(min(left, POLL_INTERVAL))
+
+
+def _chosen(images: ImageStore) -> str:
+    """The image to boot: the one that is tried, else the one in use; raises FmctlError."""
+    name = images.trial() or images.current()
+    if name is None:
+        raise FmctlError(
+            "the Service VM has nothing to boot",
+            why="no image is chosen",
+            fix="`fmctl image add FOLDER`, then `fmctl service-vm upgrade IMAGE`",
+        )
+    return name
 
 
 def _gpus(inventory: Inventory) -> tuple[Bdf, ...]:

@@ -138,7 +138,16 @@ class FabricController:
         """The daemon's state, and the agent's and Fabric Manager's as far as they answer; never raises."""
         try:
             seen = self._agent.status(timeout=min(timeout, STATUS_TIMEOUT))
-            agent = AgentInfo(self._agent_address, reachable=True, version=seen.version, library=seen.library)
+            agent = AgentInfo(
+                self._agent_address,
+                reachable=True,
+                version=seen.version,
+                library=seen.library,
+                digest=seen.digest,
+                fm_version=seen.fm_version,
+                driver_version=seen.driver_version,
+                versions_differ=seen.versions_differ,
+            )
         except AgentUnreachable as error:
             seen = AgentStatus("", FabricState.UNREACHABLE, str(error))
             agent = AgentInfo(self._agent_address)

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fmctl.control.domain import CALL_TIMEOUT, OwnDomain, World
-from fmctl.core import servicevm
+from fmctl.core import servicevm, upgrade
 from fmctl.core.answers import FabricState, ServiceVmState, ServiceVmStatus, StartMode
-from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, HypervisorUnreachable
+from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError
 from fmctl.core.inventory import Inventory
+from fmctl.core.ports import ImageStore, KeptAgent
 from fmctl.core.servicevm import Action, Decision, Memory, Rules, Seen, Trouble
 from fmctl.core.settings import ServiceVmSettings
+from fmctl.core.upgrade import Trial, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +53,30 @@ class ServiceVm:
         self._clock = clock
         self._turn = threading.Lock()
         self._wake = threading.Event()
+        self._shown = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="service VM", daemon=True)
         self._memory = Memory()
         self._failure = ""
+        self._passing = False
+        self._trial: Trial | None = None
+        self._upgrade = ""
         self._board: Inventory | None = None
         self._status = self._told(ServiceVmState.ABSENT, "not looked at yet")
 
     def status(self) -> ServiceVmStatus:
         """What the last look showed; never waits."""
         return self._status
+
+    @property
+    def images(self) -> ImageStore | None:
+        """What it can boot; None where the settings name that."""
+        return self._world.images
+
+    @property
+    def agent(self) -> KeptAgent:
+        """The agent in it."""
+        return self._world.agent
 
     @property
     def board(self) -> Inventory | None:
@@ -72,7 +88,9 @@ class ServiceVm:
         with self._turn:
             try:
                 seen, inventory = self.look(thorough=False)
-            except HypervisorUnreachable as error:
+                if self._settle_trial(seen):
+                    return
+            except FmctlError as error:
                 self._status = replace(self._status, message=str(error))
                 return
             decision = servicevm.decide(seen, self._memory, self._rules, self._clock())
@@ -100,7 +118,8 @@ class ServiceVm:
         seen = Seen(self.own.among(domains), None)
         if seen.domain is not None:
             with contextlib.suppress(AgentUnreachable):
-                seen = replace(seen, fabric=self._world.agent.status(timeout=CALL_TIMEOUT).state)
+                answer = self._world.agent.status(timeout=CALL_TIMEOUT)
+                seen = replace(seen, fabric=answer.state, digest=answer.digest)
         try:
             self._board = inventory = self._world.inventory()
             if thorough or seen.fabric is not FabricState.READY:
@@ -120,6 +139,11 @@ class ServiceVm:
         self._memory = servicevm.started(Memory(), self._clock())
         self._start(inventory)
 
+    def begin_trial(self) -> None:
+        """Start what the store says is being tried, once the domain is gone; with the turn."""
+        self._memory, self._trial = Memory(), None
+        self._failure = self._upgrade = ""
+
     def after(self) -> ServiceVmStatus:
         """The status after a command, which the next look may change; with the turn."""
         seen, inventory = self.look()
@@ -127,10 +151,41 @@ class ServiceVm:
         self._wake.set()
         return self._status
 
+    def rest(self, timeout: float) -> None:
+        """Wait until the next look was shown, or so many seconds; without the turn."""
+        self._shown.wait(timeout)
+        self._shown.clear()
+
     def pause(self, timeout: float) -> None:
         """Wait so many seconds, or until libvirt tells of a change."""
         self._wake.wait(timeout)
         self._wake.clear()
+
+    def _settle_trial(self, seen: Seen) -> bool:
+        """Keep the image that is being tried, or go back; whether it went back. Raises FmctlError."""
+        images, now = self._world.images, self._clock()
+        self._trial = upgrade.noted(self._trial, images.trial() if images else None, seen, now)
+        if images is None or self._trial is None:
+            return False
+        patience = self._settings.start_timeout_s + upgrade.SETTLE_FOR
+        failure = "" if self._passing else self._failure
+        verdict, why = upgrade.judge(self._trial, seen, failure, now, patience)
+        if verdict is Verdict.KEEP:
+            images.choose(self._trial.image)
+            images.set_trial(None)
+            log.info("the image %s is ready, and is the one in use from now on", self._trial.image)
+        elif verdict is Verdict.GO_BACK:
+            self._go_back(images, self._trial.image, seen, why)
+        return verdict is Verdict.GO_BACK
+
+    def _go_back(self, images: ImageStore, tried: str, seen: Seen, why: str) -> None:
+        """End what is tried, and let the next look start the image in use."""
+        if seen.domain is not None and seen.domain.image == tried:
+            self.own.destroy(self._settings.stop_timeout_s, self.pause)
+        images.set_trial(None)
+        self._memory, self._failure = Memory(), ""
+        self._upgrade = f"the image {tried} was tried and not kept: {why}"
+        log.error("%s; going back to %s", self._upgrade, images.current() or "none")
 
     def _show(self, seen: Seen, inventory: Inventory | None, decision: Decision) -> None:
         state = servicevm.state(seen, self._failure)
@@ -139,25 +194,36 @@ class ServiceVm:
             message = "it was stopped on request"
         changed = inventory is not None and seen.domain is not None and self.own.differs(seen.domain, inventory)
         degraded = decision.degraded or self.own.unsafe(inventory)
-        self._tell(self._told(state, message, changed=changed, degraded=degraded))
+        if self._trial is not None and not degraded:
+            degraded = f"the image {self._trial.image} is being tried"
+        image = seen.domain.image if seen.domain else ""
+        self._tell(replace(self._told(state, message, changed=changed, degraded=degraded), image=image))
 
     def _told(
         self, state: ServiceVmState, message: str = "", *, changed: bool = False, degraded: str = ""
     ) -> ServiceVmStatus:
         settings = self._settings
         return ServiceVmStatus(
-            state,
-            message,
-            str(settings.name),
-            self.own.uuid,
-            settings.cid,
-            changed,
-            degraded,
-            str(settings.console_log),
+            state=state,
+            message=message,
+            name=str(settings.name),
+            uuid=self.own.uuid,
+            cid=settings.cid,
+            changed=changed,
+            degraded=degraded,
+            console_log=str(settings.console_log),
+            next_image=self._next_image(),
+            upgrade=self._upgrade,
+            fabric_generation=self._world.generation.current(),
         )
+
+    def _next_image(self) -> str:
+        images = self._world.images
+        return (images.trial() or images.current() or "") if images else ""
 
     def _tell(self, status: ServiceVmStatus) -> None:
         before, self._status = self._status, status
+        self._shown.set()
         if (before.state, before.degraded) != (status.state, status.degraded):
             why = status.degraded or status.message
             log.info("the Service VM is %s%s", status.state.value, f": {why}" if why else "")
@@ -178,12 +244,13 @@ class ServiceVm:
         except FmctlError as error:
             if isinstance(error, _UNCHANGED) and decision.action is not Action.RESTART_AGENT:
                 self._memory = before
-            self._failure = str(error)
+            self._failure, self._passing = str(error), isinstance(error, _UNCHANGED)
             log.error("to %s failed: %s", decision.action.value, error)
 
     def _do(self, action: Action, inventory: Inventory | None) -> None:
         agent = self._world.agent
         if action is Action.START_FRESH:
+            log.info("fabric generation %d begins", self._world.generation.advance())
             agent.start_fabric_manager(StartMode.FRESH, (), timeout=FM_TIMEOUT)
         elif action is Action.START_RESTART:
             agent.start_fabric_manager(StartMode.RESTART, self._world.active(), timeout=FM_TIMEOUT)
@@ -199,7 +266,7 @@ class ServiceVm:
         try:
             self.own.start(inventory or self._world.inventory())
         except FmctlError as error:
-            self._failure = str(error)
+            self._failure, self._passing = str(error), isinstance(error, _UNCHANGED)
             self._tell(self._told(ServiceVmState.FAILED, str(error)))
             raise
         self._failure = ""

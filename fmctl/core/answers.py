@@ -109,12 +109,16 @@ class Changed:
 
 @dataclass(frozen=True)
 class AgentInfo:
-    """The agent, as the daemon sees it; version and library are empty while it is unreachable."""
+    """The agent, as the daemon sees it; all but the address is empty while it is unreachable."""
 
     address: str
     reachable: bool = False
     version: str = ""
     library: str = ""
+    digest: str = ""
+    fm_version: str = ""
+    driver_version: str = ""
+    versions_differ: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,9 @@ class ServiceVmStatus:
     """The Service VM, as the daemon sees it.
 
     `message` explains a state that is not ready, `changed` tells that its next start takes another domain than the one
-    that runs, and `degraded` why the host takes no new work, where it takes none.
+    that runs, and `degraded` why the host takes no new work, where it takes none. `image` is what the running domain
+    was started from and `next_image` what its next start takes, both empty where the settings name the files;
+    `upgrade` tells why the last upgrade was not kept. `fabric_generation` counts Fabric Manager's fresh starts.
     """
 
     state: ServiceVmState = ServiceVmState.UNMANAGED
@@ -133,6 +139,10 @@ class ServiceVmStatus:
     changed: bool = False
     degraded: str = ""
     console_log: str = ""
+    image: str = ""
+    next_image: str = ""
+    upgrade: str = ""
+    fabric_generation: int = 0
 
 
 @dataclass(frozen=True)

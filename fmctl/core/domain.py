@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from xml.etree import ElementTree
@@ -13,7 +13,7 @@ from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 
 NAMESPACE = "urn:fmctl:domain:1"
-"""The XML namespace of fmctl's own element in a domain's metadata, whose attribute `fingerprint` is the domain's."""
+"""The XML namespace of fmctl's own element in a domain's metadata, whose attributes are `fingerprint` and `image`."""
 
 
 class DomainRefused(FmctlError):
@@ -34,7 +34,8 @@ class Domain:
     """A domain that has a process.
 
     `hostdevs` are the host's PCI functions that it was given, by address, `cid` its context id for vsock, `fingerprint`
-    what fmctl wrote into the domain's metadata, empty in a domain that fmctl did not make.
+    what fmctl wrote into the domain's metadata, empty in a domain that fmctl did not make, and `image` which image it
+    boots, empty where the settings name its files.
     """
 
     uuid: str
@@ -43,6 +44,7 @@ class Domain:
     hostdevs: tuple[Bdf, ...] = ()
     cid: int | None = None
     fingerprint: str = ""
+    image: str = ""
 
     @classmethod
     def from_xml(cls, xml: str, state: DomainState = DomainState.RUNNING) -> Domain:
@@ -52,15 +54,20 @@ class Domain:
         """
         root = _root(xml)
         cid = root.find("devices/vsock/cid[@address]")
-        marks = (element.get("fingerprint", "") for element in root.iterfind(f"metadata/{{{NAMESPACE}}}*"))
+        marks = root.findall(f"metadata/{{{NAMESPACE}}}*")
         return cls(
             uuid=root.findtext("uuid", ""),
             name=_name(root),
             state=state,
             hostdevs=tuple(sorted(_hostdevs(root))),
             cid=None if cid is None else int(cid.get("address", ""), 0),
-            fingerprint=next(filter(None, marks), ""),
+            fingerprint=_first(marks, "fingerprint"),
+            image=_first(marks, "image"),
         )
+
+
+def _first(elements: Sequence[ElementTree.Element], name: str) -> str:
+    return next((text for element in elements if (text := element.get(name))), "")
 
 
 def _root(xml: str) -> ElementTree.Element:

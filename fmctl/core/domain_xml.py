@@ -11,15 +11,17 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from fmctl.core import domaincheck, domainparts
 from fmctl.core import template as templating
 from fmctl.core.domaincheck import ServiceVmWanted, Wanted
 from fmctl.core.domainparts import Firmware, Port
 from fmctl.core.errors import FmctlError, InvalidDocument
+from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory, Role
 from fmctl.core.pci import Bdf
-from fmctl.core.settings import Boot, ServiceVmSettings
+from fmctl.core.settings import AbsolutePath, Boot, ServiceVmSettings
 from fmctl.core.template import BadTemplate, Template
 
 SERVICE_VM = "service-vm.xml.j2"
@@ -35,7 +37,10 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceVm:
-    """What the Service VM's template gets as `vm`. Without a kernel its firmware boots the root image."""
+    """What the Service VM's template gets as `vm`. Without a kernel its firmware boots the root image.
+
+    `image` is the name of the image in the store whose files these are; empty where the settings name them.
+    """
 
     name: str
     uuid: str
@@ -47,6 +52,8 @@ class ServiceVm:
     kernel_arguments: str = ""
     firmware: Firmware | None = None
     root_image: PurePosixPath | None = None
+    agent_image: PurePosixPath | None = None
+    image: str = ""
     network: str = ""
     mac: str
     cid: int
@@ -54,37 +61,64 @@ class ServiceVm:
     ports: tuple[Port, ...]
 
 
-def service_vm(settings: ServiceVmSettings, inventory: Inventory) -> ServiceVm:
-    """The Service VM of a board, with every NVSwitch and memory controller and no GPU; raises FmctlError."""
-    boots_kernel = settings.boot is Boot.KERNEL
-    if boots_kernel and settings.kernel is None:
-        raise _cannot_boot(settings.boot, "kernel")
-    if not boots_kernel and settings.root_image is None:
-        raise _cannot_boot(settings.boot, "root_image")
-    safe = domainparts.safe
+def service_vm(settings: ServiceVmSettings, inventory: Inventory, image: Image | None = None) -> ServiceVm:
+    """The Service VM of a board, with every NVSwitch and memory controller and no GPU; raises FmctlError.
+
+    It boots the image, or without one what the settings name.
+    """
+    boots = _of_settings(settings) if image is None else _of_image(image)
     return ServiceVm(
+        **boots,
         name=str(settings.name),
         uuid=str(settings.uuid),
         domain_type=settings.domain_type.value,
         vcpus=settings.vcpus,
         memory_mib=settings.memory_mib,
-        kernel=safe(settings.kernel) if boots_kernel and settings.kernel else None,
-        initrd=safe(settings.initrd) if boots_kernel and settings.initrd else None,
-        kernel_arguments=settings.kernel_arguments if boots_kernel else "",
-        firmware=None if boots_kernel else domainparts.firmware(settings.firmware, settings.firmware_vars),
-        root_image=safe(settings.root_image) if settings.root_image else None,
         network=settings.network,
         mac=domainparts.mac(str(settings.uuid)),
         cid=settings.cid,
-        console_log=safe(settings.console_log),
+        console_log=domainparts.safe(settings.console_log),
         ports=domainparts.root_ports(_switches(inventory)),
     )
+
+
+def _of_settings(settings: ServiceVmSettings) -> dict[str, Any]:
+    safe = domainparts.safe
+    root_image = safe(settings.root_image) if settings.root_image else None
+    if settings.boot is Boot.UEFI:
+        if root_image is None:
+            raise _cannot_boot(settings.boot, "root_image")
+        firmware = domainparts.firmware(settings.firmware, settings.firmware_vars)
+        return {"firmware": firmware, "root_image": root_image}
+    if settings.kernel is None:
+        raise _cannot_boot(settings.boot, "kernel")
+    return {
+        "kernel": safe(settings.kernel),
+        "initrd": safe(settings.initrd) if settings.initrd else None,
+        "kernel_arguments": settings.kernel_arguments,
+        "root_image": root_image,
+    }
+
+
+def _of_image(image: Image) -> dict[str, Any]:
+    kernel, initrd, root, agent = (
+        domainparts.safe(AbsolutePath(path)) for path in (image.kernel, image.initrd, image.root, image.agent)
+    )
+    return {
+        "kernel": kernel,
+        "initrd": initrd,
+        "kernel_arguments": image.manifest.kernel_arguments,
+        "root_image": root,
+        "agent_image": agent,
+        "image": image.name,
+    }
 
 
 def render_service_vm(vm: ServiceVm, templates: Mapping[str, Template]) -> Rendered:
     """The Service VM's document; raises BadTemplate."""
     wanted = Wanted(vm.domain_type, vm.name, vm.uuid, vm.network, tuple(port.device for port in vm.ports))
-    beside = ServiceVmWanted(vm.cid, str(vm.console_log), str(vm.root_image or ""))
+    disks = tuple(str(disk) for disk in (vm.root_image, vm.agent_image) if disk)
+    beside = ServiceVmWanted(vm.cid, str(vm.console_log), disks, vm.image)
 
     def differences(rendered: Rendered) -> Iterator[str]:
         yield from domaincheck.differences(rendered.xml, rendered.fingerprint, wanted)
@@ -116,7 +150,7 @@ def _cannot_boot(boot: Boot, key: str) -> InvalidDocument:
     return InvalidDocument(
         "the Service VM cannot boot",
         why=f"service_vm.boot is {boot.value}, and service_vm.{key} is not set",
-        fix=f"set service_vm.{key}",
+        fix=f"set service_vm.{key}, or choose an image by `fmctl service-vm upgrade IMAGE`",
     )
 
 

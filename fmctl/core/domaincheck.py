@@ -35,11 +35,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ServiceVmWanted:
-    """What is wanted of the Service VM beside; `root_image` is empty for one without a disk."""
+    """What is wanted of the Service VM beside; `disks` are the files of its first disks, in their order."""
 
     cid: int
     console_log: str
-    root_image: str
+    disks: tuple[str, ...] = ()
+    image: str = ""
 
 
 def parse(xml: str) -> Element:
@@ -93,8 +94,10 @@ def service_vm_differences(xml: str, wanted: ServiceVmWanted) -> Iterator[str]:
     disks = root.findall("devices/disk")
     if any(disk.find("readonly") is None for disk in disks):
         yield "one of its disks is not read-only"
-    if wanted.root_image and wanted.root_image not in [_source(disk, "file") for disk in disks]:
-        yield f"no disk of it is {wanted.root_image}"
+    files = [_source(disk, "file") for disk in disks]
+    yield from _differ("its first disks", files[: len(wanted.disks)], wanted.disks)
+    images = _attributes(root, f"metadata/{{{NAMESPACE}}}*", "image")
+    yield from _differ("the image in its metadata", filter(None, images), filter(None, [wanted.image]))
 
 
 def _host_devices(root: Element) -> Iterator[str]:

@@ -209,6 +209,19 @@ class Hypervisor(Protocol):
         """Let go of the connection; domains go on, and later calls raise HypervisorUnreachable."""
 
 
+class Generation(Protocol):
+    """How often Fabric Manager was started fresh on this host, which ends every NVLink; it survives the host's boot.
+
+    Raises FmctlError where that cannot be read or written.
+    """
+
+    def current(self) -> int:
+        """The number; 0 before the first time."""
+
+    def advance(self) -> int:
+        """Count one more, for good once this returns; the new number."""
+
+
 class Gate(Protocol):
     """Whether this host takes new work, which hangs on its Service VM and on its devices."""
 
@@ -236,6 +249,9 @@ class ImageStore(Protocol):
 
         Raises NoSuchImage, or ImageRefused that says which of them is wrong and why.
         """
+
+    def agent(self, name: str) -> bytes:
+        """The archive of an image's agent, whose SHA-256 is what the manifest says; raises as `vouched` does."""
 
     def current(self) -> str | None:
         """The name of the image in use; None where none was chosen. The image itself may be gone."""

@@ -25,6 +25,8 @@ FABRIC_RESTART_FOR = 90.0
 """Seconds that a restart of Fabric Manager has to help: its window of 60 s (FM User Guide), and a margin."""
 LIMIT_WINDOW = 3600.0
 """Seconds over which restarts of the Service VM are counted."""
+END_FOR = 60.0
+"""Seconds that a domain has to end where an upgrade replaces it."""
 BACK_OFF = 5.0
 """Seconds before the second start in a row, doubled for each further one up to `MAX_BACK_OFF`."""
 MAX_BACK_OFF = 300.0
@@ -71,11 +73,15 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Seen:
-    """One look at everything. `tenants` is None where nobody could tell; `fabric` is None while the agent is silent."""
+    """One look at everything. `tenants` is None where nobody could tell; `fabric` is None while the agent is silent.
+
+    `digest` tells which agent answered, as its AgentStatus does.
+    """
 
     domain: Domain | None
     fabric: FabricState | None
     tenants: tuple[Tenant, ...] | None = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True)

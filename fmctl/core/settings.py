@@ -293,6 +293,18 @@ class DaemonSettings:
     run_dir: AbsolutePath = setting(
         AbsolutePath.parse("/run/fmctl"), doc="a folder of the daemon's for what ends with the host's boot"
     )
+    image_dir: AbsolutePath = setting(
+        AbsolutePath.parse("/var/lib/fmctl/images"),
+        doc="the folder of the Service VM's images, each a folder",
+    )
+    image_keys: tuple[AbsolutePath, ...] = setting(
+        (AbsolutePath.parse("/etc/fmctl/image.pub"),),
+        doc="files with a public key in PEM each, one of which must have signed an image",
+    )
+    require_signature: bool = setting(default=True, doc="whether an image that nobody signed is refused")
+    state_dir: AbsolutePath = setting(
+        AbsolutePath.parse("/var/lib/fmctl"), doc="a folder of the daemon's for what must survive the host's boot"
+    )
     claims_file: AbsolutePath = setting(
         AbsolutePath.parse("/run/fmctl/claims.json"),
         doc="which owner asked for which partition; it must survive the daemon, but not the host's reboot",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmctl.core import image, vouching
-from fmctl.core.errors import FmctlError
-from fmctl.core.image import MANIFEST, SIGNATURE, Image
+from fmctl.core.errors import FmctlError, ImageRefused
+from fmctl.core.image import AGENT, MANIFEST, SIGNATURE, Image
 from fmctl.core.signature import Trust
 from fmctl.host.imagefiles import ImageFolder, own
 
@@ -56,6 +57,16 @@ class FolderImages:
     def vouched(self, name: str) -> Image:
         """An image after every check, made anew; raises NoSuchImage or ImageRefused."""
         return ImageFolder(self._folder(name), name, owners=self._owners).vouched(self._trust)
+
+    def agent(self, name: str) -> bytes:
+        """The archive of an image's agent; raises NoSuchImage or ImageRefused."""
+        files = ImageFolder(self._folder(name), name, owners=self._owners)
+        wanted = files.vouched(self._trust).manifest.files[AGENT]
+        with self._reading(self._folder(name)), files.open(AGENT) as file:
+            archive = file.read()
+        if hashlib.sha256(archive).hexdigest() != wanted:
+            raise ImageRefused(f"the image {name} is refused", why=f"{AGENT} was changed while it was read")
+        return archive
 
     def current(self) -> str | None:
         """The name of the image in use; None where none was chosen."""

@@ -100,6 +100,11 @@ class ControllerClient(Client):
         request = service_vm.DestroyServiceVmRequest(interrupt_tenants=interrupt_tenants)
         return self._service_vm("DestroyServiceVm", request, timeout)
 
+    def upgrade_service_vm(self, image: str, *, interrupt_tenants: bool, timeout: float) -> ServiceVmStatus:
+        """Let the Service VM take another image."""
+        request = service_vm.UpgradeServiceVmRequest(image=image, interrupt_tenants=interrupt_tenants)
+        return self._service_vm("UpgradeServiceVm", request, timeout)
+
     def _service_vm(self, method: str, request: Any, timeout: float) -> ServiceVmStatus:
         from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import ServiceVmServiceStub
 

@@ -84,6 +84,10 @@ def status_to(status: DaemonStatus) -> fabric_controller_pb2.GetStatusResponse:
             reachable=status.agent.reachable,
             version=status.agent.version,
             library=status.agent.library,
+            digest=status.agent.digest,
+            fm_version=status.agent.fm_version,
+            driver_version=status.agent.driver_version,
+            versions_differ=status.agent.versions_differ,
         ),
         fabric_state=state_to(status.fabric_state),
         fabric_message=status.fabric_message,
@@ -99,7 +103,16 @@ def status_from(message: fabric_controller_pb2.GetStatusResponse) -> DaemonStatu
     return DaemonStatus(
         version=message.version,
         started=message.start_time.ToNanoseconds() / 1e9,
-        agent=AgentInfo(agent.address, agent.reachable, agent.version, agent.library),
+        agent=AgentInfo(
+            agent.address,
+            agent.reachable,
+            agent.version,
+            agent.library,
+            agent.digest,
+            agent.fm_version,
+            agent.driver_version,
+            agent.versions_differ,
+        ),
         fabric_state=state_from(message.fabric_state),
         fabric_message=message.fabric_message,
         platform=message.platform,
@@ -119,6 +132,10 @@ def service_vm_to(status: ServiceVmStatus) -> service_vm_pb2.ServiceVm:
         changed=status.changed,
         degraded=status.degraded,
         console_log=status.console_log,
+        image=status.image,
+        next_image=status.next_image,
+        upgrade=status.upgrade,
+        fabric_generation=status.fabric_generation,
     )
 
 
@@ -133,6 +150,10 @@ def service_vm_from(message: service_vm_pb2.ServiceVm) -> ServiceVmStatus:
         changed=message.changed,
         degraded=message.degraded,
         console_log=message.console_log,
+        image=message.image,
+        next_image=message.next_image,
+        upgrade=message.upgrade,
+        fabric_generation=message.fabric_generation,
     )
 
 

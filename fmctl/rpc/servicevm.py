@@ -44,6 +44,15 @@ class ServiceVmServicer(ServiceVmServiceServicer):
         status = self._managed().destroy(interrupt_tenants=request.interrupt_tenants, timeout=time_left(context))
         return messages.DestroyServiceVmResponse(service_vm=convert.service_vm_to(status), simulated=self._simulated())
 
+    def UpgradeServiceVm(
+        self, request: messages.UpgradeServiceVmRequest, context: grpc.ServicerContext
+    ) -> messages.UpgradeServiceVmResponse:
+        """Take another image."""
+        status = self._managed().upgrade(
+            request.image, interrupt_tenants=request.interrupt_tenants, timeout=time_left(context)
+        )
+        return messages.UpgradeServiceVmResponse(service_vm=convert.service_vm_to(status), simulated=self._simulated())
+
     def _managed(self) -> Operator:
         if self._operator is None:
             raise BadRequest(

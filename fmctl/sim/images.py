@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from fmctl.core import image, vouching
-from fmctl.core.image import MANIFEST, SIGNATURE, Image, Manifest
+from fmctl.core.image import AGENT, MANIFEST, SIGNATURE, Image, Manifest
 from fmctl.core.signature import Trust
 
 FOLDER = PurePosixPath("/simulated/images")
@@ -49,6 +49,11 @@ class MemoryImages:
         """An image after every check; raises NoSuchImage or ImageRefused."""
         files = _Files(name, self._files(name))
         return vouching.vouched(name, files, files.describe, self._trust)
+
+    def agent(self, name: str) -> bytes:
+        """The archive of an image's agent; raises NoSuchImage or ImageRefused."""
+        self.vouched(name)
+        return self._files(name)[AGENT]
 
     def current(self) -> str | None:
         """The name of the image in use; None where none was chosen."""

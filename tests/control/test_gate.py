@@ -15,7 +15,7 @@ from fmctl.core.answers import ServiceVmState
 from fmctl.core.errors import HostCordoned
 from fmctl.core.inventory import Inventory
 from fmctl.sim.host import SimulatedHost
-from tests.control import test_servicevm
+from tests.control.keeping import Host
 
 BOARD = platforms.load("hgx-h100-8")
 
@@ -54,7 +54,7 @@ def test_without_a_board_only_a_service_vm_of_ours_is_missed() -> None:
 
     devices = Devices()
     HostGate(nothing, devices.check).refuse_new_work()
-    keeper = test_servicevm.Host().keeper
+    keeper = Host().keeper
     with pytest.raises(HostCordoned, match="there is no HGX board here"):
         HostGate(nothing, devices.check, keeper).refuse_new_work()
 
@@ -67,7 +67,7 @@ def test_a_board_that_is_only_named_and_not_there_is_not_judged() -> None:
 
 
 def test_a_degraded_service_vm_keeps_new_work_out() -> None:
-    host = test_servicevm.Host().ready()
+    host = Host().ready()
     gate = HostGate(host.inventory, lambda _: None, host.keeper)
     gate.refuse_new_work()
     host.tenant()

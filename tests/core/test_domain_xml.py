@@ -18,7 +18,7 @@ from fmctl.core.errors import BadRequest, FmctlError, InvalidDocument
 from fmctl.core.inventory import Role
 from fmctl.core.settings import Boot, DaemonSettings, ServiceVmSettings
 from fmctl.core.template import BadTemplate, Template
-from tests.domains import DOCUMENTS, GOLDEN, IMAGE, KERNEL, inventory, path, service_vm
+from tests.domains import DOCUMENTS, GOLDEN, IMAGE, KERNEL, STORED, inventory, path, service_vm
 
 LAB = inventory("lab")
 OURS = templates.read()
@@ -84,7 +84,7 @@ def test_what_it_cannot_boot_without_must_be_set(settings: ServiceVmSettings, ke
     with pytest.raises(InvalidDocument) as refusal:
         domain_xml.service_vm(settings, LAB)
     assert refusal.value.why == f"service_vm.boot is {settings.boot.value}, and service_vm.{key} is not set"
-    assert refusal.value.fix == f"set service_vm.{key}"
+    assert refusal.value.fix == f"set service_vm.{key}, or choose an image by `fmctl service-vm upgrade IMAGE`"
 
 
 def test_a_host_without_nvswitches_has_no_service_vm() -> None:
@@ -234,7 +234,14 @@ SVIRT = "a seclabel switches sVirt off"
         (("<locked/>", ""), "its memory is not locked"),
         (("<readonly/>", ""), "one of its disks is not read-only"),
         (device("<disk type='file'><source file='/data'/></disk>"), "one of its disks is not read-only"),
-        (("file='{{ vm.root_image }}'", "file='/x'"), "no disk of it is /var/lib/libvirt/images/fmctl-service-vm.img"),
+        (
+            ("file='{{ vm.root_image }}'", "file='/x'"),
+            "its first disks: /x, where /var/lib/libvirt/images/fmctl-service-",
+        ),
+        (
+            ("{% if vm.image %} image='{{ vm.image }}'{% endif %}", " image='b'"),
+            "the image in its metadata: b, where none",
+        ),
         (("</domain>", ""), "it is not XML: "),
         (("<domain ", "<!DOCTYPE domain []><domain "), "it has a document type"),
         (("<domain ", "<!DOCTYPE d [<!ENTITY no 'yes'>]><domain "), "it has a document type"),
@@ -246,6 +253,26 @@ def test_a_template_that_makes_another_domain_is_refused(edit: tuple[str, str], 
         domain_xml.render_service_vm(CHECKED, edited(*edit))
     assert difference in refusal.value.why
     assert refusal.value.what.endswith("service-vm.xml.j2 makes is refused")
+
+
+@pytest.mark.parametrize(
+    ("edit", "difference"),
+    [
+        (
+            ("{{ vm.agent_image }}'/>", "/x'/>"),
+            "its first disks: /var/lib/fmctl/images/580-1/root.squashfs, /x, where ",
+        ),
+        (
+            ("{{ vm.root_image }}'/>", "{{ vm.agent_image }}'/>"),
+            "its first disks: /var/lib/fmctl/images/580-1/agent.tar, ",
+        ),
+        (("image='{{ vm.image }}'", ""), "the image in its metadata: none, where 580-1 is wanted"),
+    ],
+)
+def test_a_template_that_boots_another_image_is_refused(edit: tuple[str, str], difference: str) -> None:
+    with pytest.raises(BadTemplate) as refusal:
+        domain_xml.render_service_vm(domain_xml.service_vm(ServiceVmSettings(), LAB, STORED), edited(*edit))
+    assert difference in refusal.value.why
 
 
 @pytest.mark.parametrize(

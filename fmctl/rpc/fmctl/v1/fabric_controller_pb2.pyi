@@ -304,12 +304,23 @@ class AgentInfo(_message.Message):
     REACHABLE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     LIBRARY_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FM_VERSION_FIELD_NUMBER: _builtins.int
+    DRIVER_VERSION_FIELD_NUMBER: _builtins.int
+    VERSIONS_DIFFER_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     reachable: _builtins.bool
     version: _builtins.str
     """Empty while unreachable."""
     library: _builtins.str
     """The libnvfm that the agent uses; empty while unreachable."""
+    digest: _builtins.str
+    """SHA-256 of the archive that the agent runs from; empty where it was installed otherwise."""
+    fm_version: _builtins.str
+    """Fabric Manager's version, and the NVIDIA driver's in the Service VM; empty while unknown."""
+    driver_version: _builtins.str
+    versions_differ: _builtins.str
+    """How the two differ; empty if they do not, or are not known."""
     def __init__(
         self,
         *,
@@ -317,10 +328,14 @@ class AgentInfo(_message.Message):
         reachable: _builtins.bool = ...,
         version: _builtins.str = ...,
         library: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        fm_version: _builtins.str = ...,
+        driver_version: _builtins.str = ...,
+        versions_differ: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "library", b"library", "reachable", b"reachable", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "digest", b"digest", "driver_version", b"driver_version", "fm_version", b"fm_version", "library", b"library", "reachable", b"reachable", "version", b"version", "versions_differ", b"versions_differ"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

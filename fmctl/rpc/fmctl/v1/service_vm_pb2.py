@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66mctl/v1/service_vm.proto\x12\x08\x66mctl.v1\"2\n\x15StartServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"T\n\x16StartServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"1\n\x14StopServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"S\n\x15StopServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"4\n\x17\x44\x65stroyServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"V\n\x18\x44\x65stroyServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"\xa6\x01\n\tServiceVm\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.fmctl.v1.ServiceVmState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x0b\n\x03\x63id\x18\x05 \x01(\r\x12\x0f\n\x07\x63hanged\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\t\x12\x13\n\x0b\x63onsole_log\x18\x08 \x01(\t*\xd2\x02\n\x0eServiceVmState\x12 \n\x1cSERVICE_VM_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSERVICE_VM_STATE_UNMANAGED\x10\x01\x12\x1b\n\x17SERVICE_VM_STATE_ABSENT\x10\x02\x12\x1d\n\x19SERVICE_VM_STATE_STARTING\x10\x03\x12\x1c\n\x18SERVICE_VM_STATE_BOOTING\x10\x04\x12\x1d\n\x19SERVICE_VM_STATE_AGENT_UP\x10\x05\x12!\n\x1dSERVICE_VM_STATE_INITIALISING\x10\x06\x12)\n%SERVICE_VM_STATE_AWAITING_ACTIVE_LIST\x10\x07\x12\x1a\n\x16SERVICE_VM_STATE_READY\x10\x08\x12\x1b\n\x17SERVICE_VM_STATE_FAILED\x10\t2\x94\x02\n\x10ServiceVmService\x12S\n\x0eStartServiceVm\x12\x1f.fmctl.v1.StartServiceVmRequest\x1a .fmctl.v1.StartServiceVmResponse\x12P\n\rStopServiceVm\x12\x1e.fmctl.v1.StopServiceVmRequest\x1a\x1f.fmctl.v1.StopServiceVmResponse\x12Y\n\x10\x44\x65stroyServiceVm\x12!.fmctl.v1.DestroyServiceVmRequest\x1a\".fmctl.v1.DestroyServiceVmResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66mctl/v1/service_vm.proto\x12\x08\x66mctl.v1\"2\n\x15StartServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"T\n\x16StartServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"1\n\x14StopServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"S\n\x15StopServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"4\n\x17\x44\x65stroyServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"V\n\x18\x44\x65stroyServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"C\n\x17UpgradeServiceVmRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x19\n\x11interrupt_tenants\x18\x02 \x01(\x08\"V\n\x18UpgradeServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"\xf5\x01\n\tServiceVm\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.fmctl.v1.ServiceVmState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x0b\n\x03\x63id\x18\x05 \x01(\r\x12\x0f\n\x07\x63hanged\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\t\x12\x13\n\x0b\x63onsole_log\x18\x08 \x01(\t\x12\r\n\x05image\x18\t \x01(\t\x12\x12\n\nnext_image\x18\n \x01(\t\x12\x0f\n\x07upgrade\x18\x0b \x01(\t\x12\x19\n\x11\x66\x61\x62ric_generation\x18\x0c \x01(\x04*\xd2\x02\n\x0eServiceVmState\x12 \n\x1cSERVICE_VM_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSERVICE_VM_STATE_UNMANAGED\x10\x01\x12\x1b\n\x17SERVICE_VM_STATE_ABSENT\x10\x02\x12\x1d\n\x19SERVICE_VM_STATE_STARTING\x10\x03\x12\x1c\n\x18SERVICE_VM_STATE_BOOTING\x10\x04\x12\x1d\n\x19SERVICE_VM_STATE_AGENT_UP\x10\x05\x12!\n\x1dSERVICE_VM_STATE_INITIALISING\x10\x06\x12)\n%SERVICE_VM_STATE_AWAITING_ACTIVE_LIST\x10\x07\x12\x1a\n\x16SERVICE_VM_STATE_READY\x10\x08\x12\x1b\n\x17SERVICE_VM_STATE_FAILED\x10\t2\xef\x02\n\x10ServiceVmService\x12S\n\x0eStartServiceVm\x12\x1f.fmctl.v1.StartServiceVmRequest\x1a .fmctl.v1.StartServiceVmResponse\x12P\n\rStopServiceVm\x12\x1e.fmctl.v1.StopServiceVmRequest\x1a\x1f.fmctl.v1.StopServiceVmResponse\x12Y\n\x10\x44\x65stroyServiceVm\x12!.fmctl.v1.DestroyServiceVmRequest\x1a\".fmctl.v1.DestroyServiceVmResponse\x12Y\n\x10UpgradeServiceVm\x12!.fmctl.v1.UpgradeServiceVmRequest\x1a\".fmctl.v1.UpgradeServiceVmResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fmctl.rpc.fmctl.v1.service_vm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVICEVMSTATE']._serialized_start=625
-  _globals['_SERVICEVMSTATE']._serialized_end=963
+  _globals['_SERVICEVMSTATE']._serialized_start=861
+  _globals['_SERVICEVMSTATE']._serialized_end=1199
   _globals['_STARTSERVICEVMREQUEST']._serialized_start=39
   _globals['_STARTSERVICEVMREQUEST']._serialized_end=89
   _globals['_STARTSERVICEVMRESPONSE']._serialized_start=91
@@ -45,8 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESTROYSERVICEVMREQUEST']._serialized_end=365
   _globals['_DESTROYSERVICEVMRESPONSE']._serialized_start=367
   _globals['_DESTROYSERVICEVMRESPONSE']._serialized_end=453
-  _globals['_SERVICEVM']._serialized_start=456
-  _globals['_SERVICEVM']._serialized_end=622
-  _globals['_SERVICEVMSERVICE']._serialized_start=966
-  _globals['_SERVICEVMSERVICE']._serialized_end=1242
+  _globals['_UPGRADESERVICEVMREQUEST']._serialized_start=455
+  _globals['_UPGRADESERVICEVMREQUEST']._serialized_end=522
+  _globals['_UPGRADESERVICEVMRESPONSE']._serialized_start=524
+  _globals['_UPGRADESERVICEVMRESPONSE']._serialized_end=610
+  _globals['_SERVICEVM']._serialized_start=613
+  _globals['_SERVICEVM']._serialized_end=858
+  _globals['_SERVICEVMSERVICE']._serialized_start=1202
+  _globals['_SERVICEVMSERVICE']._serialized_end=1569
 # @@protoc_insertion_point(module_scope)

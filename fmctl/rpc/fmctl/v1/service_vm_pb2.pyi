@@ -181,6 +181,52 @@ class DestroyServiceVmResponse(_message.Message):
 Global___DestroyServiceVmResponse: _TypeAlias = DestroyServiceVmResponse  # noqa: Y015
 
 @_typing.final
+class UpgradeServiceVmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    INTERRUPT_TENANTS_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """The image's name in the store."""
+    interrupt_tenants: _builtins.bool
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        interrupt_tenants: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "interrupt_tenants", b"interrupt_tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpgradeServiceVmRequest: _TypeAlias = UpgradeServiceVmRequest  # noqa: Y015
+
+@_typing.final
+class UpgradeServiceVmResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_VM_FIELD_NUMBER: _builtins.int
+    SIMULATED_FIELD_NUMBER: _builtins.int
+    simulated: _builtins.bool
+    @_builtins.property
+    def service_vm(self) -> Global___ServiceVm: ...
+    def __init__(
+        self,
+        *,
+        service_vm: Global___ServiceVm | None = ...,
+        simulated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service_vm", b"service_vm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service_vm", b"service_vm", "simulated", b"simulated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpgradeServiceVmResponse: _TypeAlias = UpgradeServiceVmResponse  # noqa: Y015
+
+@_typing.final
 class ServiceVm(_message.Message):
     """The Service VM, as the daemon sees it."""
 
@@ -194,6 +240,10 @@ class ServiceVm(_message.Message):
     CHANGED_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     CONSOLE_LOG_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    NEXT_IMAGE_FIELD_NUMBER: _builtins.int
+    UPGRADE_FIELD_NUMBER: _builtins.int
+    FABRIC_GENERATION_FIELD_NUMBER: _builtins.int
     state: Global___ServiceVmState.ValueType
     message: _builtins.str
     """Explains a state other than READY."""
@@ -207,6 +257,14 @@ class ServiceVm(_message.Message):
     """Why the host takes no new work; empty where it does."""
     console_log: _builtins.str
     """The file on the host that its console is written to."""
+    image: _builtins.str
+    """The image that the running domain was started from; empty where the settings name its files."""
+    next_image: _builtins.str
+    """The image that its next start takes; empty where the settings name the files, and where none is chosen."""
+    upgrade: _builtins.str
+    """Why the last upgrade was not kept; empty where it was."""
+    fabric_generation: _builtins.int
+    """How often Fabric Manager was started fresh on this host, each of which ended every NVLink."""
     def __init__(
         self,
         *,
@@ -218,10 +276,14 @@ class ServiceVm(_message.Message):
         changed: _builtins.bool = ...,
         degraded: _builtins.str = ...,
         console_log: _builtins.str = ...,
+        image: _builtins.str = ...,
+        next_image: _builtins.str = ...,
+        upgrade: _builtins.str = ...,
+        fabric_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "cid", b"cid", "console_log", b"console_log", "degraded", b"degraded", "message", b"message", "name", b"name", "state", b"state", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "cid", b"cid", "console_log", b"console_log", "degraded", b"degraded", "fabric_generation", b"fabric_generation", "image", b"image", "message", b"message", "name", b"name", "next_image", b"next_image", "state", b"state", "upgrade", b"upgrade", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

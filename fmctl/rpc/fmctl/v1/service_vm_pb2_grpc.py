@@ -53,6 +53,11 @@ class ServiceVmServiceStub(object):
                 request_serializer=fmctl_dot_v1_dot_service__vm__pb2.DestroyServiceVmRequest.SerializeToString,
                 response_deserializer=fmctl_dot_v1_dot_service__vm__pb2.DestroyServiceVmResponse.FromString,
                 _registered_method=True)
+        self.UpgradeServiceVm = channel.unary_unary(
+                '/fmctl.v1.ServiceVmService/UpgradeServiceVm',
+                request_serializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmResponse.FromString,
+                _registered_method=True)
 
 
 class ServiceVmServiceServicer(object):
@@ -83,6 +88,14 @@ class ServiceVmServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpgradeServiceVm(self, request, context):
+        """Takes another image, and answers once that is ready, or the one before is back: then it fails and says why. Where
+        the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServiceVmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +113,11 @@ def add_ServiceVmServiceServicer_to_server(servicer, server):
                     servicer.DestroyServiceVm,
                     request_deserializer=fmctl_dot_v1_dot_service__vm__pb2.DestroyServiceVmRequest.FromString,
                     response_serializer=fmctl_dot_v1_dot_service__vm__pb2.DestroyServiceVmResponse.SerializeToString,
+            ),
+            'UpgradeServiceVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpgradeServiceVm,
+                    request_deserializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -187,6 +205,33 @@ class ServiceVmService(object):
             '/fmctl.v1.ServiceVmService/DestroyServiceVm',
             fmctl_dot_v1_dot_service__vm__pb2.DestroyServiceVmRequest.SerializeToString,
             fmctl_dot_v1_dot_service__vm__pb2.DestroyServiceVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpgradeServiceVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.ServiceVmService/UpgradeServiceVm',
+            fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmRequest.SerializeToString,
+            fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

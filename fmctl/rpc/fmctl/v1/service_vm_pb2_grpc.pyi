@@ -43,6 +43,10 @@ class ServiceVmServiceStub:
     """Asks the guest to shut down and answers once it has. The daemon does not start it again."""
     DestroyServiceVm: _grpc.UnaryUnaryMultiCallable[_service_vm_pb2.DestroyServiceVmRequest, _service_vm_pb2.DestroyServiceVmResponse]
     """Ends it at once. The daemon does not start it again."""
+    UpgradeServiceVm: _grpc.UnaryUnaryMultiCallable[_service_vm_pb2.UpgradeServiceVmRequest, _service_vm_pb2.UpgradeServiceVmResponse]
+    """Takes another image, and answers once that is ready, or the one before is back: then it fails and says why. Where
+    the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew.
+    """
 
 @_typing.type_check_only
 class ServiceVmServiceAsyncStub(ServiceVmServiceStub):
@@ -59,6 +63,10 @@ class ServiceVmServiceAsyncStub(ServiceVmServiceStub):
     """Asks the guest to shut down and answers once it has. The daemon does not start it again."""
     DestroyServiceVm: _aio.UnaryUnaryMultiCallable[_service_vm_pb2.DestroyServiceVmRequest, _service_vm_pb2.DestroyServiceVmResponse]  # type: ignore[assignment]
     """Ends it at once. The daemon does not start it again."""
+    UpgradeServiceVm: _aio.UnaryUnaryMultiCallable[_service_vm_pb2.UpgradeServiceVmRequest, _service_vm_pb2.UpgradeServiceVmResponse]  # type: ignore[assignment]
+    """Takes another image, and answers once that is ready, or the one before is back: then it fails and says why. Where
+    the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew.
+    """
 
 class ServiceVmServiceServicer(metaclass=_abc_1.ABCMeta):
     """The Service VM's life, on the HGX host. The daemon keeps a managed one running by itself; these calls are a person's.
@@ -90,5 +98,15 @@ class ServiceVmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_vm_pb2.DestroyServiceVmResponse, _abc.Awaitable[_service_vm_pb2.DestroyServiceVmResponse]]:
         """Ends it at once. The daemon does not start it again."""
+
+    @_abc_1.abstractmethod
+    def UpgradeServiceVm(
+        self,
+        request: _service_vm_pb2.UpgradeServiceVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_vm_pb2.UpgradeServiceVmResponse, _abc.Awaitable[_service_vm_pb2.UpgradeServiceVmResponse]]:
+        """Takes another image, and answers once that is ready, or the one before is back: then it fails and says why. Where
+        the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew.
+        """
 
 def add_ServiceVmServiceServicer_to_server(servicer: ServiceVmServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
