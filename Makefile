@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each target sets up what it needs; nothing has to be installed first but make.
 
-.PHONY: venv demo test lab lab-test bench proto
+.PHONY: venv demo test lab lab-test bench proto wheels install install-test uninstall
 
 venv: .venv/ready
 
@@ -28,3 +28,12 @@ bench: venv
 
 proto: venv
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python tools/generate_proto.py
+
+wheels:
+	tools/wheels "$(WHEELS)"
+
+install:
+	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr)" WHEELS="$(WHEELS)" tools/install
+
+uninstall:
+	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr)" tools/uninstall
