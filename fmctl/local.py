@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmctl import files, platforms, process, templates
+from fmctl import platforms, process, templates
 from fmctl.control import discovery, isolation
 from fmctl.control.vfio import Vfio
-from fmctl.core import domain_xml, gpumap, hostprep, tenantcheck, tenantvm
+from fmctl.core import domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
 from fmctl.core.capacity import Capacity
 from fmctl.core.domain_xml import Rendered
 from fmctl.core.finding import Finding
@@ -28,12 +28,13 @@ from fmctl.core.inventory import Inventory
 from fmctl.core.platform import Platform
 from fmctl.core.ports import ImageStore, Kernel, PciBus, VfioDevices
 from fmctl.core.settings import AbsolutePath, DaemonSettings
-from fmctl.core.signature import PublicKey, Trust
+from fmctl.core.signature import Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
-from fmctl.host import capacity
+from fmctl.host import capacity, keyfiles
 from fmctl.host.hostfiles import HostFiles
+from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
 from fmctl.host.kernel import HostKernel
 from fmctl.host.lock import locked
@@ -144,18 +145,40 @@ def around(simulated: SimulatedHost, board: Platform) -> Host:
     return Host(simulated.bus, simulated.kernel, simulated.devices, [board], lambda: CAPACITY, lambda program: QEMU)
 
 
-def image_store(settings: DaemonSettings) -> FolderImages:
-    """The images of this host; the pinned keys are read anew at each check."""
-
-    def keys() -> list[PublicKey]:
-        return [PublicKey(str(path), files.read(Path(path.path)).encode()) for path in settings.image_keys]
-
-    return FolderImages(Path(settings.image_dir.path), Trust(keys, settings.require_signature))
-
-
 def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:
     """A tenant VM's document; raises FmctlError."""
     return tenantvm.render_tenant_vm(vm, _templates(settings))
+
+
+def image_store(settings: DaemonSettings, keys: Sequence[Path] = ()) -> FolderImages:
+    """The Service VM's images on this host, which the settings' keys vouch for, or `keys` instead."""
+    return FolderImages(Path(settings.image_dir.path), _trust(settings, keys))
+
+
+def image_folder(folder: Path, settings: DaemonSettings, keys: Sequence[Path] = ()) -> Image:
+    """An image that lies anywhere, after every check but that of its owners; raises ImageRefused."""
+    return ImageFolder(folder, str(folder), owners=None).vouched(_trust(settings, keys))
+
+
+def sign_image(folder: Path, key: Path) -> tuple[Path, str]:
+    """Sign an image whose files are as its manifest says; where the signature is now, and the key's fingerprint."""
+    pem = keyfiles.private(key)
+    image = ImageFolder(folder, str(folder), owners=None)
+    image.vouched(Trust(tuple, require_signature=False))
+    path = keyfiles.write_signature(folder, signature.sign(image.manifest(), pem))
+    return path, signature.fingerprint(signature.public_of(pem))
+
+
+def write_keys(path: Path, pair: signature.KeyPair) -> Path:
+    """Write a new private key, and its public half beside it, whose path is returned; raises FmctlError."""
+    return keyfiles.write(path, pair)
+
+
+def _trust(settings: DaemonSettings, keys: Sequence[Path]) -> Trust:
+    if keys:
+        return Trust(lambda: keyfiles.read(keys, owners=None))
+    pinned = [Path(key.path) for key in settings.image_keys]
+    return Trust(lambda: keyfiles.read(pinned, owners=own()), require_signature=settings.require_signature)
 
 
 def _templates(settings: DaemonSettings) -> dict[str, Template]:

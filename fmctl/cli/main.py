@@ -28,6 +28,7 @@ _COMMANDS = {
     "vfio": "fmctl.cli.vfio:vfio",
     "service-vm": "fmctl.cli.servicevm:service_vm",
     "tenant-vm": "fmctl.cli.tenantvm:tenant_vm",
+    "image": "fmctl.cli.image:image",
     "sim": "fmctl.cli.sim:sim",
 }
 

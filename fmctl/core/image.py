@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
@@ -227,6 +227,11 @@ def _changed(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[
         f"{kind}{name.replace('_', ' ')} {old.get(name, 'none')} becomes {new.get(name, 'none')}"
         for name in _differing(old, new)
     ]
+
+
+def superfluous(newest_first: Sequence[str], *, keep: int, used: Container[str | None]) -> tuple[str, ...]:
+    """The images that may go: all but the newest, and those that are used."""
+    return tuple(name for name in newest_first[keep:] if name not in used)
 
 
 _REBUILD = "build the image again with service-vm/build"

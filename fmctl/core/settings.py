@@ -284,6 +284,16 @@ class DaemonSettings:
     )
     tenant_vm: TenantVmSettings = setting(TenantVmSettings(), doc="what `fmctl tenant-vm` makes tenant VMs of")
     libvirt_uri: str = setting("qemu:///system", doc="how libvirt is reached")
+    image_dir: AbsolutePath = setting(
+        AbsolutePath.parse("/var/lib/fmctl/images"), doc="the folder of the Service VM's images"
+    )
+    image_keys: tuple[AbsolutePath, ...] = setting(
+        (AbsolutePath.parse("/etc/fmctl/image.pub"),),
+        doc="public keys in PEM, any of which may have signed the Service VM's image",
+    )
+    require_signature: bool = setting(
+        default=True, doc="false to boot an image that none of them signed, which is for trials alone"
+    )
     template_dir: AbsolutePath | None = setting(
         None, doc="a folder whose files take the place of the templates of the same name"
     )
@@ -293,15 +303,6 @@ class DaemonSettings:
     run_dir: AbsolutePath = setting(
         AbsolutePath.parse("/run/fmctl"), doc="a folder of the daemon's for what ends with the host's boot"
     )
-    image_dir: AbsolutePath = setting(
-        AbsolutePath.parse("/var/lib/fmctl/images"),
-        doc="the folder of the Service VM's images, each a folder",
-    )
-    image_keys: tuple[AbsolutePath, ...] = setting(
-        (AbsolutePath.parse("/etc/fmctl/image.pub"),),
-        doc="files with a public key in PEM each, one of which must have signed an image",
-    )
-    require_signature: bool = setting(default=True, doc="whether an image that nobody signed is refused")
     state_dir: AbsolutePath = setting(
         AbsolutePath.parse("/var/lib/fmctl"), doc="a folder of the daemon's for what must survive the host's boot"
     )

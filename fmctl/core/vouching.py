@@ -52,6 +52,11 @@ def vouched(name: str, files: Files, describe: Callable[[Manifest, str], Image],
     return dataclasses.replace(describe(manifest, image.digest(data)), signed_by=signer)
 
 
+def signed(name: str, files: Files, trust: Trust) -> str:
+    """The fingerprint of the key that signed the manifest; empty where none did and none need to."""
+    return _signer(name, files.manifest(), files.signature(), trust)
+
+
 def missing(name: str, file: str) -> ImageRefused:
     """The refusal of an image that lacks a file."""
     return image.refused(name, file, "No such file or directory", REINSTALL)

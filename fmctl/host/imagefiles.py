@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image's folder, and public keys: files that are believed only where nobody else can write them.
+"""One image's folder, whose files are believed only where nobody else can write them.
 
-`core.vouching` says what must be true of them, `host.images` keeps many of them.
+`core.vouching` says what must be true of them, `host.images` keeps many such folders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from fmctl.core import image, vouching
 from fmctl.core.errors import ImageRefused
 from fmctl.core.image import MANIFEST, SIGNATURE, Image, Manifest
-from fmctl.core.signature import PublicKey, Trust
+from fmctl.core.signature import Trust
 
 _CHUNK = 1 << 20
 _LONGEST = 4 << 20
@@ -29,11 +30,29 @@ def own() -> frozenset[int]:
     return frozenset({0, os.geteuid()})
 
 
+def qemu_users() -> frozenset[int]:
+    """The users that libvirt may run QEMU as, and to whom it gives every file that it lets QEMU open.
+
+    It gives a kernel back when the VM ends, and a read-only disk never, so a file of an image that was booted once may
+    be theirs. The folder and the manifest never are, so what is theirs cannot be put in another's place, and what they
+    changed in it shows in its hash.
+    """
+    return frozenset(_uids(("libvirt-qemu", "qemu")))
+
+
+def _uids(users: Iterable[str]) -> Iterable[int]:
+    for user in users:
+        try:
+            yield pwd.getpwnam(user).pw_uid
+        except KeyError:
+            continue
+
+
 class ImageFolder:
     """The files of one image, each opened once and judged by what was opened.
 
-    With `owners`, every file and the folder must belong to one of them and be writable by nobody else; None asks
-    nothing, for a folder that is only looked at, or copied and judged as a copy.
+    With `owners`, every file and the folder must belong to one of them, or a file that is booted to QEMU's user, and
+    be writable by nobody else; None asks nothing, for a folder that is only looked at, or copied and judged as a copy.
     """
 
     def __init__(self, folder: Path, name: str, *, owners: frozenset[int] | None) -> None:
@@ -51,6 +70,10 @@ class ImageFolder:
             for folder in (self._folder.parent, self._folder):
                 self._check_folder(folder)
         return vouching.vouched(self._name, self, self._describe, trust)
+
+    def signed(self, trust: Trust) -> str:
+        """The fingerprint of the key that signed it, without any check of the files; raises ImageRefused."""
+        return vouching.signed(self._name, self, trust)
 
     def manifest(self) -> bytes:
         """What manifest.json holds; raises ImageRefused."""
@@ -98,7 +121,8 @@ class ImageFolder:
     def _check(self, file: str, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
             raise image.refused(self._name, file, "it is no regular file", _TAMPERED)
-        fault = unsafe(found, self._owners)
+        lent = qemu_users() if file in image.FILES else frozenset()
+        fault = unsafe(found, self._owners and self._owners | lent)
         if fault:
             raise image.refused(self._name, file, fault, _TAMPERED)
 
@@ -141,24 +165,3 @@ def unsafe(found: os.stat_result, owners: frozenset[int] | None) -> str:
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"others than its owner may write it (its mode is {stat.S_IMODE(found.st_mode):04o})"
     return ""
-
-
-def read_keys(paths: Sequence[Path], *, owners: frozenset[int]) -> tuple[PublicKey, ...]:
-    """The keys of those files that exist; raises ImageRefused for one that others can write, or nobody can read."""
-    return tuple(_key(path, owners) for path in paths if os.path.lexists(path))
-
-
-def _key(path: Path, owners: frozenset[int]) -> PublicKey:
-    try:
-        with path.open("rb") as stream:
-            fault = unsafe(os.fstat(stream.fileno()), owners)
-            pem = stream.read(_LONGEST)
-    except OSError as error:
-        fault = error.strerror or str(error)
-    if fault:
-        raise ImageRefused(
-            f"the public key {path} is refused",
-            why=f"{path}: {fault}",
-            fix="make it a file of root's that nobody else can write, and compare its fingerprint with the signer's",
-        )
-    return PublicKey(str(path), pem)

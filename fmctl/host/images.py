@@ -47,7 +47,7 @@ class FolderImages:
 
     def names(self) -> tuple[str, ...]:
         """Every image's name, in order; nothing is read of them."""
-        with self._reading(self._root):
+        with _reading(self._root):
             return tuple(sorted(entry.name for entry in self._entries() if image.is_name(entry.name)))
 
     def read(self, name: str) -> Image:
@@ -87,7 +87,7 @@ class FolderImages:
             self._folder(name)
             self._point("trial", name)
             return
-        with self._writing(self._root / "trial"), self._locked():
+        with _writing(self._root / "trial"), self._locked():
             (self._root / "trial").unlink(missing_ok=True)
             _sync(self._root)
 
@@ -95,12 +95,12 @@ class FolderImages:
         """Remove an image; raises NoSuchImage, and FmctlError for the one in use and the one that is tried."""
         folder = self._folder(name)
         gone = self._root / f"{_UNDER_WAY}{name}.removed"
-        with self._writing(folder), self._locked():
+        with _writing(folder), self._locked():
             self._refuse_in_use(name)
             shutil.rmtree(gone, ignore_errors=True)
             folder.rename(gone)
             _sync(self._root)
-        with self._writing(gone):
+        with _writing(gone):
             shutil.rmtree(gone)
 
     def add(self, source: Path, name: str) -> Added:
@@ -112,14 +112,20 @@ class FolderImages:
         image.checked_name(name)
         looked = ImageFolder(source, name, owners=None)
         found = looked.read()
-        self._trust.signer(looked.manifest(), looked.signature())
+        looked.signed(self._trust)
         if name in self.names():
             return Added(self._same(name, found), already=True)
         with self._new_folder() as folder:
-            self._copy(looked, found, folder)
+            _copy(looked, found, folder)
             ImageFolder(folder, name, owners=self._owners).vouched(self._trust)
             self._publish(folder, name)
         return Added(self.vouched(name), already=False)
+
+    def added(self, name: str) -> float:
+        """When an image was put in the store, by its manifest's time; raises NoSuchImage."""
+        manifest = self._folder(name) / MANIFEST
+        with _reading(manifest):
+            return manifest.lstat().st_mtime
 
     def _same(self, name: str, wanted: Image) -> Image:
         there = self.vouched(name)
@@ -131,17 +137,8 @@ class FolderImages:
             )
         return there
 
-    def _copy(self, source: ImageFolder, found: Image, folder: Path) -> None:
-        signature = [SIGNATURE] if source.signature() is not None else []
-        for file in (*found.manifest.files, MANIFEST, *signature):
-            with self._writing(folder / file), source.open(file) as old, (folder / file).open("xb") as new:
-                shutil.copyfileobj(old, new, 1 << 20)
-                new.flush()
-                os.fchmod(new.fileno(), _MODE)
-                os.fsync(new.fileno())
-
     def _publish(self, folder: Path, name: str) -> None:
-        with self._writing(self._root / name), self._locked():
+        with _writing(self._root / name), self._locked():
             folder.chmod(_FOLDER_MODE)
             _sync(folder)
             folder.rename(self._root / name)
@@ -150,7 +147,7 @@ class FolderImages:
     @contextlib.contextmanager
     def _new_folder(self) -> Iterator[Path]:
         """A folder under way, which is locked while its process lives; those that others left behind go."""
-        with self._writing(self._root):
+        with _writing(self._root):
             self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             with self._locked():
                 self._clear()
@@ -185,7 +182,7 @@ class FolderImages:
         path = self._root / link
         if not os.path.lexists(path):
             return None
-        with self._reading(path):
+        with _reading(path):
             target = str(path.readlink())
         if not image.is_name(target):
             raise image.refused(link, str(path), f"it leads to {target!r}, which is no image of the store", _CHOOSE)
@@ -194,7 +191,7 @@ class FolderImages:
     def _point(self, link: str, name: str) -> None:
         """Let a link lead to an image, by one rename, so that it leads to the old or the new one after any crash."""
         temporary = self._root / f".{link}.new"
-        with self._writing(self._root / link), self._locked():
+        with _writing(self._root / link), self._locked():
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(name)
             temporary.replace(self._root / link)
@@ -215,22 +212,35 @@ class FolderImages:
         finally:
             os.close(descriptor)
 
-    @contextlib.contextmanager
-    def _reading(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _failed(path, "read", error) from error
-
-    @contextlib.contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _failed(path, "written", error) from error
-
 
 _CHOOSE = "choose an image again with `fmctl service-vm upgrade`"
+
+
+def _copy(source: ImageFolder, found: Image, folder: Path) -> None:
+    """Copy what the manifest names, the manifest and its signature; nothing else that lies there."""
+    signature = [SIGNATURE] if source.signature() is not None else []
+    for file in (*found.manifest.files, MANIFEST, *signature):
+        with _writing(folder / file), source.open(file) as old, (folder / file).open("xb") as new:
+            shutil.copyfileobj(old, new, 1 << 20)
+            new.flush()
+            os.fchmod(new.fileno(), _MODE)
+            os.fsync(new.fileno())
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failed(path, "read", error) from error
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failed(path, "written", error) from error
 
 
 def _locked_folder(folder: Path) -> int:
