@@ -100,13 +100,12 @@ class ImageFolder:
             descriptor = os.open(self._folder / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise self._unreadable(file, error) from error
-        stream = os.fdopen(descriptor, "rb")
         try:
             self._check(file, os.fstat(descriptor))
         except ImageRefused:
-            stream.close()
+            os.close(descriptor)
             raise
-        return stream
+        return os.fdopen(descriptor, "rb")
 
     def _short(self, file: str) -> bytes:
         try:
