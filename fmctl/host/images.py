@@ -62,7 +62,7 @@ class FolderImages:
         """The archive of an image's agent; raises NoSuchImage or ImageRefused."""
         files = ImageFolder(self._folder(name), name, owners=self._owners)
         wanted = files.vouched(self._trust).manifest.files[AGENT]
-        with self._reading(self._folder(name)), files.open(AGENT) as file:
+        with _reading(self._folder(name)), files.open(AGENT) as file:
             archive = file.read()
         if hashlib.sha256(archive).hexdigest() != wanted:
             raise ImageRefused(f"the image {name} is refused", why=f"{AGENT} was changed while it was read")

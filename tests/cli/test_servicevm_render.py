@@ -68,7 +68,7 @@ def test_what_is_not_set_is_a_usage_error_that_says_what_to_set(tmp_path: Path) 
     assert done.stderr == (
         "fmctl: the Service VM cannot boot\n"
         "  why: service_vm.boot is kernel, and service_vm.kernel is not set\n"
-        "  do:  set service_vm.kernel\n"
+        "  do:  set service_vm.kernel, or choose an image by `fmctl service-vm upgrade IMAGE`\n"
     )
 
 

@@ -233,6 +233,19 @@ def test_where_no_signature_is_wanted_the_hashes_still_are(side: Side) -> None:
     assert refusal(store, "a").why.startswith("vmlinuz: its SHA-256 is ")
 
 
+def test_the_agent_is_given_out_only_as_the_manifest_says(side: Side) -> None:
+    files = images.files()
+    side.put("a", files)
+    store = side.store()
+    assert store.agent("a") == files["agent.tar"]
+    side.tamper("a", "agent.tar", b"another agent")
+    with pytest.raises(ImageRefused) as caught:
+        store.agent("a")
+    assert "agent.tar" in caught.value.why
+    with pytest.raises(NoSuchImage):
+        store.agent("b")
+
+
 def test_the_one_in_use_is_chosen_and_the_one_that_is_tried_noted(side: Side) -> None:
     side.put("a", images.files("1"))
     side.put("b", images.files("2"))
