@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "watchdog": {"notify"},
     "platforms": {"core", "files"},
     "templates": {"core", "files"},
+    "versions": {"core"},
     "control": {"core", "process"},
     "host": {"core", "process"},
     "guest": {"core", "process"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
         *("control", "core", "guest", "host", "local", "notify", "platforms", "process", "rpc", "sim", "watchdog"),
     },
     "local": {"control", "core", "host", "platforms", "process", "sim", "templates"},
-    "cli": {"core", "files", "platforms", "rpc"},
+    "cli": {"core", "files", "platforms", "rpc", "versions"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fmctl.cli import config, lifecycle
+from fmctl.cli import config, lifecycle, versions
 from fmctl.cli import place as at
 from fmctl.cli.place import Place
 from fmctl.core.settings import DaemonSettings
@@ -18,7 +18,9 @@ def service_vm() -> None:
     """Show and run the Service VM, which has the NVSwitches."""
 
 
-for _command in (lifecycle.start, lifecycle.stop, lifecycle.destroy, lifecycle.upgrade, lifecycle.console):
+for _command in (
+    *(lifecycle.start, lifecycle.stop, lifecycle.destroy, lifecycle.upgrade, lifecycle.console, versions.check),
+):
     service_vm.add_command(_command)
 
 
