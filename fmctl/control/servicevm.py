@@ -167,9 +167,8 @@ class ServiceVm:
         self._trial = upgrade.noted(self._trial, images.trial() if images else None, seen, now)
         if images is None or self._trial is None:
             return False
-        patience = self._settings.start_timeout_s + upgrade.SETTLE_FOR
         failure = "" if self._passing else self._failure
-        verdict, why = upgrade.judge(self._trial, seen, failure, now, patience)
+        verdict, why = upgrade.judge(self._trial, seen, failure, now, self._settings.start_timeout_s)
         if verdict is Verdict.KEEP:
             images.choose(self._trial.image)
             images.set_trial(None)

@@ -13,8 +13,8 @@ from enum import Enum
 from fmctl.core.answers import FabricState
 from fmctl.core.servicevm import Seen
 
-SETTLE_FOR = 120.0
-"""Seconds that Fabric Manager has to be ready once the agent answers, beyond the time that the agent has."""
+FABRIC_START_FOR = 720.0
+"""Seconds that Fabric Manager has to be ready once the agent answers: what its own unit allows from branch 570 on."""
 
 
 class Verdict(str, Enum):
@@ -33,6 +33,8 @@ class Trial:
     since: float
     has_run: bool = False
     """Whether its domain was seen running."""
+    answered: float | None = None
+    """When its agent was first seen to answer."""
 
 
 def noted(trial: Trial | None, image: str | None, seen: Seen, now: float) -> Trial | None:
@@ -41,13 +43,16 @@ def noted(trial: Trial | None, image: str | None, seen: Seen, now: float) -> Tri
         return None
     if trial is None or trial.image != image:
         trial = Trial(image, now)
-    return replace(trial, has_run=trial.has_run or (seen.domain is not None and seen.domain.image == image))
+    if seen.domain is None or seen.domain.image != image:
+        return trial
+    answered = now if trial.answered is None and seen.fabric is not None else trial.answered
+    return replace(trial, has_run=True, answered=answered)
 
 
-def judge(trial: Trial, seen: Seen, failure: str, now: float, patience: float) -> tuple[Verdict, str]:
+def judge(trial: Trial, seen: Seen, failure: str, now: float, start_timeout: float) -> tuple[Verdict, str]:
     """What becomes of it, and why; `failure` is why its start failed, where it did.
 
-    `patience` is how many seconds it has, from the first look on, to be ready.
+    From the first look on its agent has `start_timeout` seconds to answer.
     """
     if seen.domain is None:
         if trial.has_run:
@@ -58,7 +63,9 @@ def judge(trial: Trial, seen: Seen, failure: str, now: float, patience: float) -
         return Verdict.GO_BACK, "it was never started: another image runs"
     elif seen.fabric is FabricState.READY:
         return Verdict.KEEP, ""
-    if now - trial.since > patience:
-        state = "its agent did not answer" if seen.fabric is None else f"Fabric Manager is {seen.fabric.value}"
-        return Verdict.GO_BACK, f"it was not ready within {patience:.0f} s: {state}"
-    return Verdict.GO_ON, ""
+    if trial.answered is None:
+        overdue, text = now - trial.since > start_timeout, f"its agent did not answer within {start_timeout:.0f} s"
+    else:
+        overdue = now - trial.answered > FABRIC_START_FOR
+        text = f"its Fabric Manager was not ready within {FABRIC_START_FOR:.0f} s"
+    return (Verdict.GO_BACK, text) if overdue else (Verdict.GO_ON, "")

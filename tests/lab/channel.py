@@ -44,7 +44,16 @@ class Channel:
             self._socket.sendall(json.dumps({"command": command, "timeout": timeout}).encode() + b"\n")
         except OSError as error:
             raise HostDead("the emulated host is gone") from error
-        return Answer(**self._receive(time.monotonic() + timeout + MARGIN))
+        answer = self._receive(time.monotonic() + timeout + MARGIN)
+        if answer.get("hello"):
+            raise HostDead("the emulated host booted again by itself")
+        return Answer(**answer)
+
+    def reboot(self, timeout: float) -> None:
+        """Let the emulated host boot again, and wait until it has so far; raises HostDead."""
+        self.run("systemctl reboot", MARGIN)
+        if not self._receive(time.monotonic() + timeout).get("hello"):
+            raise HostDead("the emulated host does not boot again")
 
     def close(self) -> None:
         self._socket.close()

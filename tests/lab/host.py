@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import click
+
 from tests.lab.channel import Answer, Channel, HostDead
 from tests.lab.machine import Variant
 
@@ -71,11 +73,21 @@ class Host:
             want(time.monotonic() < deadline, f"not within {within:g} s: {what}")
             time.sleep(0.2)
 
+    def reboot(self, within: float) -> None:
+        """Let the emulated host boot again; raises HostDead."""
+        self._channel.reboot(within)
+        self.sh("systemctl is-system-running --wait || true", within)
+
+    def note(self, text: str) -> None:
+        """Tell beside the scenario's line what was odd and no failure."""
+        click.echo(f"note    {self.variant.value:8}  {text}")
+
     def begin(self) -> None:
         """Note the time, so that `evidence` tells only of what comes."""
         self._began = float(self.sh("date +%s"))
 
     def evidence(self) -> str:
-        """What to read after a failure: the journal since the scenario began, and the VMs' consoles."""
+        """What to read after a failure: the journal since the scenario began, and what the VMs and QEMU wrote."""
         journal = f"journalctl --no-pager --since @{self._began:.0f} --lines 80"
-        return self._channel.run(f"{journal}; tail -n 15 /var/log/libvirt/qemu/*console.log", 30).out
+        logs = "tail --lines 25 /var/log/libvirt/qemu/*.log"
+        return self._channel.run(f"{journal}; {logs} | cut --characters 1-300", 30).out

@@ -8,7 +8,6 @@ mmdebstrap's chroot.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -16,7 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from fmctl import process
+from fmctl.process import CommandFailed
 from tests.lab import initrd
 
 HERE = Path(__file__).parent
@@ -27,7 +29,7 @@ PACKAGES = (
     *("linux-image-amd64", "initramfs-tools", "kmod", "udev", "zstd"),
     *("systemd-sysv", "dbus", "apparmor", "iproute2", "procps", "less", "pciutils", "bpftool", "busybox-static"),
     *("libvirt-daemon-system", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "seabios"),
-    *("python3", "python3-libvirt"),
+    *("python3", "python3-libvirt", "cpio", "ovmf"),
 )
 """What Debian packages the emulated host has; AppArmor, since sVirt is never exercised without it."""
 
@@ -61,8 +63,13 @@ class Images:
 
     @property
     def service_vm(self) -> Path:
-        """The Service VM's initial RAM disk, without fmctl."""
-        return self.folder / "service-vm.cpio"
+        """The Service VM's image, with the agent of that day."""
+        return self.folder / "service-vm"
+
+    @property
+    def bare(self) -> Path:
+        """An initial RAM disk that prints a line."""
+        return self.folder / "bare.cpio"
 
     @property
     def tenant_vm(self) -> Path:
@@ -77,19 +84,13 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmctl" / "lab"
 
 
-def requirements() -> list[str]:
-    """The Python packages that fmctl needs in the lab: libvirt comes from Debian, pytest runs the vsock tests."""
-    wanted = []
-    for requirement in importlib.metadata.requires("fmctl") or ():
-        name, _, marker = requirement.partition(";")
-        if not marker or "'host'" in marker or "'reflection'" in marker:
-            wanted.append(name.strip())
-    return [*sorted(name for name in wanted if not name.startswith("libvirt")), "pytest"]
+REQUIREMENTS = ("pytest",)
+"""The Python packages that the lab needs beside what `make install` brings: pytest runs the vsock tests."""
 
 
 def recipe_hash() -> str:
     """What tells two recipes apart: the code that makes images, the files that go in, and the versions."""
-    digest = hashlib.sha256(repr(requirements()).encode())
+    digest = hashlib.sha256(repr(REQUIREMENTS).encode())
     for path in _ingredients():
         digest.update(f"{path.relative_to(ROOT)} {path.stat().st_mode:o}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -97,8 +98,9 @@ def recipe_hash() -> str:
 
 def _ingredients() -> Iterator[Path]:
     yield from (Path(__file__), Path(initrd.__file__), ROOT / "tools" / "constraints.txt")
-    for folder in ("hostvm", "servicevm", "tenantvm"):
-        yield from sorted(path for path in (HERE / folder).rglob("*") if path.is_file())
+    for folder in (*(HERE / name for name in ("hostvm", "servicevm", "tenantvm", "barevm")), ROOT / "service-vm"):
+        yield from sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    yield from (HERE / "lab.yaml", *sorted((ROOT / "fmctl/sim").glob("*.[ch]")))
 
 
 def are_cached(cache: Path) -> bool:
@@ -131,11 +133,27 @@ def _build(scratch: Path) -> None:
     _debootstrap(root)
     _install(root)
     version = next((root / "usr/lib/modules").iterdir()).name
-    initrd.service_vm(root, version, HERE / "servicevm", images.service_vm)
-    initrd.tenant_vm(root, HERE / "tenantvm", images.tenant_vm)
+    _service_vm(images.service_vm, scratch)
+    initrd.busybox(root, HERE / "tenantvm", images.tenant_vm)
+    initrd.busybox(root, HERE / "barevm", images.bare)
     shutil.copyfile(root / "boot" / f"vmlinuz-{version}", images.kernel)
     shutil.copyfile(root / "boot" / f"initrd.img-{version}", images.initrd)
     process.run(["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(images.root), "3G"], timeout=300)
+
+
+def _service_vm(image: Path, scratch: Path) -> None:
+    """Build it as an operator does; where a locked package is no longer to be had, from a lock made now."""
+    build = [str(ROOT / "service-vm/build"), "--simulated-fm", "--platform", str(HERE / "lab.yaml")]
+    build += ["--extra", str(HERE / "servicevm"), "--output", str(image)]
+    try:
+        process.run(build, timeout=900)
+    except CommandFailed as error:
+        if "status 3" not in str(error):
+            raise
+        click.echo(f"lab: {error}\nlab: a lock is made anew, for this lab alone", err=True)
+        lock = scratch / "lock"
+        process.run([str(ROOT / "service-vm/update-lock"), "--output", str(lock)], timeout=900)
+        process.run([*build, "--lock", str(lock)], timeout=900)
 
 
 def _debootstrap(root: Path) -> None:
@@ -157,17 +175,17 @@ def _debootstrap(root: Path) -> None:
 
 
 def _install(root: Path) -> None:
-    """Put in what Debian does not have: fmctl's dependencies, and the lab's own files."""
+    """Put in what Debian does not have, and the lab's own files."""
     process.run(
         [
             *process.python("pip", "install", "--quiet", "--target", str(root / "opt/fmctl"), "--only-binary=:all:"),
             *("--python-version", "3.11", "--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64"),
-            *("--constraint", str(ROOT / "tools" / "constraints.txt"), *requirements()),
+            *("--constraint", str(ROOT / "tools" / "constraints.txt"), *REQUIREMENTS),
         ],
         timeout=600,
     )
     shutil.copytree(HERE / "hostvm", root, dirs_exist_ok=True)
-    for folder in ("lab", "etc/fmctl"):
+    for folder in ("lab", "etc/fmctl", "usr/lib/fmctl"):
         (root / folder).mkdir()
     (root / "etc/hostname").write_text("hgx\n")
     chroot = ("chroot", str(root))

@@ -84,7 +84,7 @@ def command_line(variant: Variant, disks: Disks, folder: Path, *, interactive: b
     arguments = "root=/dev/vda rw console=ttyS0 quiet intel_iommu=on panic=-1" + (" lab.shell" if interactive else "")
     console = "stdio,signal=off" if interactive else "null"
     return [
-        *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"),
+        *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config"),
         *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi", "-cpu", "max"),
         *("-smp", str(PROCESSORS), "-m", str(MEMORY_MIB), "-display", "none"),
         *("-device", "intel-iommu,intremap=on"),

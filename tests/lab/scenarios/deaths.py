@@ -21,7 +21,7 @@ PARTITION = 1
 @scenario(Variant.GROUPS)
 def a_tenant_s_vm_starts_with_two_gpus(host: Host) -> None:
     steps.ready(host)
-    with steps.resets(host, 0):
+    with steps.resets(host):
         steps.tenant(host, PARTITION)
 
 
@@ -52,10 +52,12 @@ def the_agent_is_killed(host: Host) -> None:
 @scenario(Variant.GROUPS)
 def fabric_manager_is_killed(host: Host) -> None:
     with _under_a_tenant(host):
-        old = steps.guest_pid(host, "fmctl sim fm")
+        old = steps.guest_pid(host, "fmctl sim nv-fabricmanager")
         steps.guest(host, f"kill -9 {old}")
         host.eventually(
-            "the agent starts it again", lambda: steps.guest_pid(host, "fmctl sim fm") not in (0, old), within=90
+            "the agent starts it again",
+            lambda: steps.guest_pid(host, "fmctl sim nv-fabricmanager") not in (0, old),
+            within=90,
         )
 
 
@@ -70,22 +72,57 @@ def the_service_vm_is_not_ended_under_a_tenant(host: Host) -> None:
 @scenario(Variant.GROUPS)
 def the_service_vm_is_killed(host: Host) -> None:
     steps.tenant(host, PARTITION)
-    with steps.resets(host, 3):
+    before = steps.generation(host)
+    with steps.resets(host, starts=1, ends=1):
         old = steps.qemu(host)
         host.sh(f"kill -9 {old}")
         host.eventually("the daemon starts it again", lambda: steps.qemu(host) not in (0, old), within=90)
         steps.ready(host)
     want(steps.has_tenant(host), "the tenant's VM is gone")
+    want(steps.generation(host) > before, "the fabric generation was not raised")
     steps.no_tenant(host)
 
 
 @scenario(Variant.GROUPS)
 def its_guest_reboots(host: Host) -> None:
-    steps.ready(host)
+    steps.tenant(host, PARTITION)
+    before = steps.generation(host)
     old = steps.qemu(host)
-    steps.guest(host, "(sleep 1; echo b >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
+    steps.guest(host, "(/usr/bin/busybox sleep 1; echo b >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
     host.eventually("the daemon starts another life of it", lambda: steps.qemu(host) not in (0, old), within=90)
     steps.ready(host)
+    want(steps.has_tenant(host), "the tenant's VM is gone")
+    want(steps.generation(host) > before, "the fabric generation was not raised")
+    steps.no_tenant(host)
+
+
+@scenario(Variant.GROUPS)
+def the_daemon_is_stopped_and_started(host: Host) -> None:
+    with _under_a_tenant(host):
+        host.sh("systemctl stop fmctld")
+        want(host.run("pgrep --full --exact 'fmctl daemon'").status == 1, "the daemon still runs")
+        host.sh("systemctl start fmctld")
+
+
+@scenario(Variant.GROUPS)
+def libvirtd_is_restarted(host: Host) -> None:
+    with _under_a_tenant(host):
+        host.sh("systemctl restart libvirtd")
+
+
+@scenario(Variant.GROUPS)
+def a_daemon_that_is_stuck_is_killed_and_started_again(host: Host) -> None:
+    folder = "/run/systemd/system/fmctld.service.d"
+    host.sh(
+        f"mkdir -p {folder} && printf '[Service]\\nWatchdogSec=15\\n' >{folder}/lab.conf && systemctl daemon-reload"
+    )
+    with _under_a_tenant(host):
+        host.sh("systemctl restart fmctld")
+        old = steps.unit_pid(host, "fmctld")
+        host.sh(f"kill -STOP {old}")
+        host.eventually("systemd starts it again", lambda: steps.unit_pid(host, "fmctld") not in (0, old), within=120)
+        host.sh("journalctl --unit fmctld --boot | grep --quiet 'Watchdog timeout'")
+    host.sh(f"rm -r {folder} && systemctl daemon-reload && systemctl restart fmctld")
 
 
 @contextlib.contextmanager
@@ -93,7 +130,7 @@ def _under_a_tenant(host: Host) -> Iterator[None]:
     """What the block does resets no function, and harms neither the tenant's VM nor its partition."""
     steps.tenant(host, PARTITION)
     before = steps.qemu(host, steps.TENANT), steps.qemu(host)
-    with steps.resets(host, 0):
+    with steps.resets(host):
         yield
         steps.ready(host)
         host.eventually("the partition is active", lambda: PARTITION in steps.active(host), within=60)

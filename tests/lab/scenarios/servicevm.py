@@ -13,7 +13,7 @@ from tests.lab.scenario import scenario
 
 @scenario(Variant.GROUPS, Variant.SHARED)
 def the_service_vm_has_the_switches_and_the_memory_controller(host: Host) -> None:
-    with steps.resets(host, 2):
+    with steps.resets(host, starts=1):
         steps.ready(host)
     listed = re.findall(r"^lab: pci \S+ (\S+)", host.sh(f"cat {steps.CONSOLE}"), re.MULTILINE)
     inside = sorted(found for found in listed if found in ("1234:11e8", "1b36:0005", "1b36:0010", "8086:10d3"))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A shell for the lab's scenarios inside the Service VM: one line in over vsock, what it printed out.
 
-It is what lets a scenario kill the agent or Fabric Manager. Nothing but the lab has it.
+It is what lets a scenario kill the agent or Fabric Manager. Nothing but the lab's image has it.
 """
 
 from __future__ import annotations
