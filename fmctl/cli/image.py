@@ -15,7 +15,7 @@ from fmctl.core.settings import DaemonSettings
 
 if TYPE_CHECKING:
     from fmctl.core.image import Image
-    from fmctl.host.images import FolderImages
+    from fmctl.core.ports import ImageStore
 
 _KINDS = ("ed25519", "ecdsa-p256")
 _HEADERS = ("NAME", "DRIVER", "FM", "AGENT", "KERNEL", "SIMULATED", "SIZE", "USE")
@@ -173,23 +173,23 @@ def prune(keep: int, config_file: Path | None, *, dry_run: bool) -> None:
         click.echo("nothing to remove")
 
 
-def _store(config_file: Path | None) -> FolderImages:
+def _store(config_file: Path | None) -> ImageStore:
     from fmctl import local
 
     return local.image_store(config.read(DaemonSettings, config_file))
 
 
-def _used(store: FolderImages, running: str | None = None) -> frozenset[str | None]:
+def _used(store: ImageStore, running: str | None = None) -> frozenset[str | None]:
     """The images that must stay; `running` is the one that the Service VM was started from."""
     return frozenset({store.current(), store.trial(), running})
 
 
-def _use(store: FolderImages, name: str) -> str:
+def _use(store: ImageStore, name: str) -> str:
     uses = [use for use, used in (("current", store.current()), ("trial", store.trial())) if used == name]
     return ",".join(uses)
 
 
-def _read_all(store: FolderImages) -> tuple[list[Image], list[ImageRefused]]:
+def _read_all(store: ImageStore) -> tuple[list[Image], list[ImageRefused]]:
     found, refusals = [], []
     for name in store.names():
         try:

@@ -27,8 +27,8 @@ _COMMANDS = {
     "platform": "fmctl.cli.platform:platform",
     "vfio": "fmctl.cli.vfio:vfio",
     "service-vm": "fmctl.cli.servicevm:service_vm",
-    "tenant-vm": "fmctl.cli.tenantvm:tenant_vm",
     "image": "fmctl.cli.image:image",
+    "tenant-vm": "fmctl.cli.tenantvm:tenant_vm",
     "sim": "fmctl.cli.sim:sim",
 }
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def check(
     context: click.Context, place: Place, guest_driver: str, image: str, style: str, config_file: Path | None
 ) -> None:
-    """Compare the image's versions with the board's needs and the guest's driver.
+    """Compare the image with the board and with a guest's driver.
 
-    It tells what was compared, and on whose word. Exit status 1 tells that something does not fit.
+    Their versions must go together. It tells what was compared, and on whose word. Exit status 1 tells that something does not fit.
     """
     settings = config.read(DaemonSettings, config_file)
     found = _image(image, settings)

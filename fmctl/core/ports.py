@@ -253,6 +253,9 @@ class ImageStore(Protocol):
     def agent(self, name: str) -> bytes:
         """The archive of an image's agent, whose SHA-256 is what the manifest says; raises as `vouched` does."""
 
+    def added(self, name: str) -> float:
+        """When an image came into the store, in seconds since 1970; raises NoSuchImage."""
+
     def current(self) -> str | None:
         """The name of the image in use; None where none was chosen. The image itself may be gone."""
 

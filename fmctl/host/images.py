@@ -122,7 +122,7 @@ class FolderImages:
         return Added(self.vouched(name), already=False)
 
     def added(self, name: str) -> float:
-        """When an image was put in the store, by its manifest's time; raises NoSuchImage."""
+        """When an image came into the store, by its manifest's time; raises NoSuchImage."""
         manifest = self._folder(name) / MANIFEST
         with _reading(manifest):
             return manifest.lstat().st_mtime

@@ -20,12 +20,14 @@ class MemoryImages:
     def __init__(self, trust: Trust) -> None:
         self._trust = trust
         self._images: dict[str, dict[str, bytes]] = {}
+        self._added: dict[str, float] = {}
         self._current: str | None = None
         self._trial: str | None = None
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
         """Put an image in the store, in place of any other of that name: every file, the manifest's too."""
         self._images[image.checked_name(name)] = dict(files)
+        self._added[name] = max(self._added.values(), default=0.0) + 1
 
     def tamper(self, name: str, file: str, data: bytes | None = None) -> None:
         """Change one file of an image: to `data`, or by one byte at its end."""
@@ -54,6 +56,11 @@ class MemoryImages:
         """The archive of an image's agent; raises NoSuchImage or ImageRefused."""
         self.vouched(name)
         return self._files(name)[AGENT]
+
+    def added(self, name: str) -> float:
+        """When an image came into the store, counted from the first; raises NoSuchImage."""
+        self._files(name)
+        return self._added[name]
 
     def current(self) -> str | None:
         """The name of the image in use; None where none was chosen."""

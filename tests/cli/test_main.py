@@ -19,7 +19,7 @@ def test_version_and_help() -> None:
     assert run("--version").stdout == f"fmctl {__version__}\n"
     shown = run("--help")
     assert shown.returncode == 0
-    for group in ("vfio", "host", "service-vm", "tenant-vm", "platform", "config", "sim"):
+    for group in ("vfio", "host", "service-vm", "image", "tenant-vm", "platform", "config", "sim"):
         assert "..." not in run(group, "--help").stdout.split("Commands:")[1]
     for command in ("list", "activate", "deactivate", "status", "daemon", "agent", "sim", "platform", "config"):
         assert f"\n  {command}" in shown.stdout

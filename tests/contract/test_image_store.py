@@ -261,6 +261,15 @@ def test_the_one_in_use_is_chosen_and_the_one_that_is_tried_noted(side: Side) ->
     assert store.names() == ("a", "b")
 
 
+def test_images_tell_when_they_came(side: Side) -> None:
+    side.put("b", images.files())
+    side.put("a", images.files())
+    store = side.store()
+    assert store.added("b") <= store.added("a")
+    with pytest.raises(NoSuchImage):
+        store.added("c")
+
+
 def test_an_image_is_removed_unless_it_is_used(side: Side) -> None:
     for name in ("a", "b", "c"):
         side.put(name, images.files(name))
