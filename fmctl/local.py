@@ -181,9 +181,9 @@ def write_keys(path: Path, pair: signature.KeyPair) -> Path:
 
 def _trust(settings: DaemonSettings, keys: Sequence[Path]) -> Trust:
     if keys:
-        return Trust(lambda: keyfiles.read(keys, owners=None))
+        return Trust(lambda: keyfiles.named(keys))
     pinned = [Path(key.path) for key in settings.image_keys]
-    return Trust(lambda: keyfiles.read(pinned, owners=own()), require_signature=settings.require_signature)
+    return Trust(lambda: keyfiles.pinned(pinned, owners=own()), require_signature=settings.require_signature)
 
 
 def _templates(settings: DaemonSettings) -> dict[str, Template]:

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 _KINDS = ("ed25519", "ecdsa-p256")
 _HEADERS = ("NAME", "DRIVER", "FM", "AGENT", "KERNEL", "SIMULATED", "SIZE", "USE")
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_PATH = click.Path(path_type=Path)
 
 _keys = click.option(
-    "--key", "keys", type=_FILE, multiple=True, metavar="PUBLIC", help="Trust this key instead of the pinned ones."
+    "--key", "keys", type=_PATH, multiple=True, metavar="PUBLIC", help="Trust this key instead of the pinned ones."
 )
 
 
@@ -33,7 +32,7 @@ def image() -> None:
 
 
 @image.command()
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The private key.")
+@click.option("--output", required=True, type=_PATH, metavar="FILE", help="The private key.")
 @click.option("--type", "kind", type=click.Choice(_KINDS), default=_KINDS[0], show_default=True, help="Its kind.")
 def keygen(output: Path, kind: str) -> None:
     """Make a key that signs images.
@@ -51,8 +50,8 @@ def keygen(output: Path, kind: str) -> None:
 
 
 @image.command()
-@click.argument("folder", type=_FOLDER, metavar="DIR")
-@click.option("--key", required=True, type=_FILE, metavar="FILE", help="The private key.")
+@click.argument("folder", type=_PATH, metavar="DIR")
+@click.option("--key", required=True, type=_PATH, metavar="FILE", help="The private key.")
 def sign(folder: Path, key: Path) -> None:
     """Sign an image's manifest.
 
@@ -86,7 +85,7 @@ def verify(image_or_folder: str, keys: tuple[Path, ...], config_file: Path | Non
 
 
 @image.command()
-@click.argument("folder", type=_FOLDER, metavar="DIR")
+@click.argument("folder", type=_PATH, metavar="DIR")
 @click.option("--name", default="", help="Its name in the store.  [default: the folder's]")
 @config.config_file
 def add(folder: Path, name: str, config_file: Path | None) -> None:

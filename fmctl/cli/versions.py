@@ -34,7 +34,8 @@ def check(
 ) -> None:
     """Compare the image with the board and with a guest's driver.
 
-    Their versions must go together. It tells what was compared, and on whose word. Exit status 1 tells that something does not fit.
+    Their versions must go together. It tells what was compared, and on whose word. Exit status 1 tells that something
+    does not fit.
     """
     settings = config.read(DaemonSettings, config_file)
     found = _image(image, settings)

@@ -15,9 +15,14 @@ from fmctl.host.imagefiles import unsafe
 _LONGEST = 64 << 10
 
 
-def read(paths: Sequence[Path], *, owners: frozenset[int] | None) -> tuple[PublicKey, ...]:
+def pinned(paths: Sequence[Path], *, owners: frozenset[int]) -> tuple[PublicKey, ...]:
     """The public keys of those files that exist; raises ImageRefused for one that others than the owners can write."""
     return tuple(_public(path, owners) for path in paths if os.path.lexists(path))
+
+
+def named(paths: Sequence[Path]) -> tuple[PublicKey, ...]:
+    """The public keys of files that somebody named just now, whoever owns them; raises ImageRefused."""
+    return tuple(_public(path, None) for path in paths)
 
 
 def private(path: Path) -> bytes:

@@ -109,6 +109,18 @@ def test_what_is_not_as_its_manifest_says_is_not_signed(tmp_path: Path, built: P
     assert not (built / "manifest.json.sig").exists()
 
 
+def test_files_that_are_missing_are_told(tmp_path: Path, built: Path, settings: Path) -> None:
+    missing = str(tmp_path / "none")
+    done = run("image", "sign", str(built), "--key", missing)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, f"fmctl: {missing} cannot be read")
+    done = run("image", "verify", str(built), "--key", missing)
+    assert (done.returncode, "No such file or directory" in done.stderr) == (1, True)
+    for command in (("verify", missing), ("add", missing)):
+        done = run("image", *command, "--config", str(settings))
+        assert done.returncode == 1
+        assert "  why: manifest.json: No such file or directory\n" in done.stderr
+
+
 def test_a_public_key_does_not_sign(built: Path, pinned: Path) -> None:
     done = run("image", "sign", str(built), "--key", str(pinned))
     assert done.returncode == 2

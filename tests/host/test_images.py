@@ -284,7 +284,7 @@ def test_a_pinned_key_that_others_may_write_is_refused(root: Path, tmp_path: Pat
     key = tmp_path / "image.pub"
     key.write_bytes(PAIR.public)
     key.chmod(mode)
-    store = FolderImages(root, Trust(lambda: keyfiles.read([key], owners=imagefiles.own())))
+    store = FolderImages(root, Trust(lambda: keyfiles.pinned([key], owners=imagefiles.own())))
     with pytest.raises(ImageRefused) as caught:
         store.vouched("a")
     assert caught.value.why == (
@@ -299,18 +299,22 @@ def test_a_pinned_key_of_a_stranger_s_is_refused(tmp_path: Path) -> None:
     key.write_bytes(PAIR.public)
     key.chmod(0o644)
     with pytest.raises(ImageRefused) as caught:
-        keyfiles.read([key], owners=STRANGER)
+        keyfiles.pinned([key], owners=STRANGER)
     assert caught.value.what == f"the public key {key} is refused"
     assert "it belongs to user" in caught.value.why
-    assert keyfiles.read([key], owners=None)[0].pem == PAIR.public
+    assert keyfiles.named([key])[0].pem == PAIR.public
 
 
 def test_a_pinned_key_that_is_missing_is_none_and_one_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    assert keyfiles.read([tmp_path / "none.pub"], owners=None) == ()
-    (tmp_path / "link.pub").symlink_to("none.pub")
+    missing, link = tmp_path / "none.pub", tmp_path / "link.pub"
+    assert keyfiles.pinned([missing], owners=imagefiles.own()) == ()
     with pytest.raises(ImageRefused) as caught:
-        keyfiles.read([tmp_path / "link.pub"], owners=None)
-    assert caught.value.why == f"{tmp_path / 'link.pub'}: No such file or directory"
+        keyfiles.named([missing])
+    assert caught.value.why == f"{missing}: No such file or directory"
+    link.symlink_to(missing)
+    with pytest.raises(ImageRefused) as caught:
+        keyfiles.pinned([link], owners=imagefiles.own())
+    assert caught.value.why == f"{link}: No such file or directory"
 
 
 def test_a_private_key_that_is_missing_is_told(tmp_path: Path) -> None:
