@@ -35,5 +35,8 @@ wheels:
 install:
 	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr)" WHEELS="$(WHEELS)" tools/install
 
+install-test: venv
+	.venv/bin/python -m pytest -m install tests/systemd
+
 uninstall:
 	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr)" tools/uninstall
