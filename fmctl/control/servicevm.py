@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 FM_TIMEOUT = 75.0
 """Seconds that a start of Fabric Manager may take: its window of 60 s, and a margin."""
+LONGEST_TURN = 600.0
+"""Seconds that a turn may take: the waits for libvirt, the agent and sysfs that may follow one another, and a margin."""
 UNSETTLED_INTERVAL = 0.3
 """Seconds between two looks while the Service VM is not ready."""
 
@@ -43,14 +45,19 @@ class ServiceVm:
         *,
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        beat: Callable[[], object] = lambda: None,
     ) -> None:
-        """It looks every `interval` seconds, more often while not ready, and whenever libvirt tells of a change."""
+        """It looks every `interval` seconds, more often while not ready, and whenever libvirt tells of a change.
+
+        `beat` is called once a turn of its loop, which takes at most `LONGEST_TURN` seconds.
+        """
         self.own = OwnDomain(world, settings)
         self._world = world
         self._settings = settings
         self._rules = rules
         self._interval = interval
         self._clock = clock
+        self._beat = beat
         self._turn = threading.Lock()
         self._wake = threading.Event()
         self._shown = threading.Event()
@@ -272,6 +279,7 @@ class ServiceVm:
 
     def _run(self) -> None:
         while not self._stopping:
+            self._beat()
             try:
                 self.step()
             except Exception:

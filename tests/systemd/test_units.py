@@ -7,6 +7,7 @@ import configparser
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_a_fault_would_be_found(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "exposure"), [("fmctld.service", EXPOSURE), ("fmctl-ready.service", 2.0)])
-def test_little_is_left_open(root: Path, name: str, exposure: float, record_property: pytest.RecordProperty) -> None:
+def test_little_is_left_open(root: Path, name: str, exposure: float, record_property: Callable[[str, object], None]) -> None:
     unit = root / "usr/lib/systemd/system" / name
     done = run("systemd-analyze", "security", "--offline=true", f"--threshold={exposure * 10:.0f}", "--no-pager", unit)
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
