@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FM_TIMEOUT = 75.0
 """Seconds that a start of Fabric Manager may take: its window of 60 s, and a margin."""
 LONGEST_TURN = 600.0
-"""Seconds that a turn may take: the waits for libvirt, the agent and sysfs that may follow one another, and a margin."""
+"""Seconds that a turn may take: the waits for libvirt, the agent and sysfs that may follow one another."""
 UNSETTLED_INTERVAL = 0.3
 """Seconds between two looks while the Service VM is not ready."""
 

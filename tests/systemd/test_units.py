@@ -17,6 +17,7 @@ from fmctl.rpc.endpoints import LAST_RESERVED_PORT
 SYSTEMD = Path(__file__).parent.parent.parent / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.glob("fmctl*") if path.suffix in (".service", ".target"))
 PROGRAMS = ("usr/bin/fmctl", "usr/lib/fmctl/start-agent")
+Record = Callable[[str, object], None]
 EXPOSURE = 3.0
 """At most, of ten: what issue 4 asks for."""
 
@@ -66,7 +67,9 @@ def test_a_fault_would_be_found(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "exposure"), [("fmctld.service", EXPOSURE), ("fmctl-ready.service", 2.0)])
-def test_little_is_left_open(root: Path, name: str, exposure: float, record_property: Callable[[str, object], None]) -> None:
+def test_little_is_left_open(
+    root: Path, name: str, exposure: float, record_property: Callable[[str, object], None]
+) -> None:
     unit = root / "usr/lib/systemd/system" / name
     done = run("systemd-analyze", "security", "--offline=true", f"--threshold={exposure * 10:.0f}", "--no-pager", unit)
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
