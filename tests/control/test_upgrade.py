@@ -131,6 +131,31 @@ def test_an_image_that_libvirt_refuses_is_not_kept(host: Host) -> None:
     assert running(host) == OLD
 
 
+def test_going_back_waits_for_nothing(host: Host) -> None:
+    host.ready()
+    host.images_refused = {NEW}
+    assert isinstance(upgraded(host, NEW), FmctlError)
+    now = host.clock.now
+    eventually(lambda: host.step(0.001) is ServiceVmState.READY)
+    assert running(host) == OLD
+    assert host.clock.now - now < 4
+
+
+def test_a_host_that_is_busy_is_no_fault_of_the_image(host: Host) -> None:
+    host.ready()
+    assert host.images is not None
+    host.images.set_trial(NEW)
+    host.busy = True
+    host.hypervisor.kill(UUID)
+    eventually(lambda: host.step(0.1) is ServiceVmState.FAILED)
+    for _ in range(10):
+        host.step(0.1)
+    assert host.images.trial() == NEW
+    host.busy = False
+    eventually(lambda: host.step(0.1) is ServiceVmState.READY)
+    assert running(host) == NEW
+
+
 def test_while_an_image_is_tried_the_host_takes_no_new_work(host: Host) -> None:
     host.ready()
     assert host.images is not None
@@ -183,6 +208,35 @@ def test_where_the_agent_alone_differs_it_is_replaced_under_a_tenant_and_no_swit
     host.hypervisor.kill(UUID)
     host.ready()
     assert running(host) == AGENT_OF_OLD
+
+
+def test_what_agent_runs_decides_and_not_what_the_domain_was_started_from(host: Host) -> None:
+    host.ready()
+    for image in (AGENT_OF_OLD, AGENT_OF_OLD, OLD, OLD):
+        assert isinstance(upgraded(host, image), ServiceVmStatus)
+        assert host.images is not None
+        assert host.guest.digest == host.images.read(image).manifest.files[AGENT]
+    assert len(host.guest.replaced) == 2
+
+
+def test_an_agent_that_is_silent_cannot_be_replaced_so_the_service_vm_is_started_anew(host: Host) -> None:
+    host.ready()
+    host.guest.answers = False
+    assert isinstance(upgraded(host, AGENT_OF_OLD), ServiceVmStatus)
+    assert (running(host), host.guest.replaced) == (AGENT_OF_OLD, [])
+
+
+def test_where_the_running_one_does_not_end_the_trial_is_forgotten(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uuid: str, *, timeout: float) -> None:
+        raise FmctlError("libvirt does not end the domain")
+
+    host.ready()
+    monkeypatch.setattr(host.hypervisor, "destroy", refuse)
+    answer = upgraded(host, NEW)
+    assert isinstance(answer, FmctlError)
+    assert answer.what == "libvirt does not end the domain"
+    assert host.images is not None
+    assert (host.images.trial(), running(host)) == (None, OLD)
 
 
 def test_an_agent_that_does_not_answer_is_not_kept(host: Host) -> None:
