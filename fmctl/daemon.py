@@ -10,16 +10,19 @@ import logging
 import time
 from pathlib import Path, PurePosixPath
 
-from fmctl import local, platforms, process
+from fmctl import local, notify, platforms, process
 from fmctl.control.discovery import NoBoard
 from fmctl.control.domain import World
 from fmctl.control.fabric import FabricController
 from fmctl.control.gate import HostGate
+from fmctl.control.logs import MAX_LINES, GuestLogs
 from fmctl.control.monitor import Monitor
 from fmctl.control.operator import Operator
-from fmctl.control.servicevm import ServiceVm
+from fmctl.control.servicevm import LONGEST_TURN, ServiceVm
 from fmctl.core.address import Address, UnixAddress, VsockAddress
+from fmctl.core.answers import FabricState, ServiceVmStatus
 from fmctl.core.errors import FmctlError, InvalidDocument
+from fmctl.core.loglines import KeptLog
 from fmctl.core.platform import Platform
 from fmctl.core.ports import Hypervisor
 from fmctl.core.servicevm import Rules
@@ -27,17 +30,28 @@ from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
 from fmctl.host.claims import FileClaims
 from fmctl.host.generation import FileGeneration
 from fmctl.local import Host
+from fmctl.notify import Notifier
 from fmctl.rpc import vsock
 from fmctl.rpc.agent_client import AgentClient
+from fmctl.rpc.probe import Probe
 from fmctl.rpc.relay import Relay
 from fmctl.rpc.server import CONTROLLER_SERVICE, SERVICE_VM_SERVICE, Listening, Server
 from fmctl.rpc.services import services
+from fmctl.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+PROBE_INTERVAL = 10.0
+"""Seconds between two calls that the daemon makes to itself, for the watchdog."""
+LONGEST_PROBE = 60.0
+"""Seconds for which none of them may be answered."""
+LONGEST_LOOK = 60.0
+"""Seconds that the monitor's turn may take: two calls to the agent with deadlines of 5 s, its pause, and a margin."""
 
 
 def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, whether the agent answers or not; raises FmctlError where that is not possible."""
+    notifier = notify.take()
     process.hold_lifeline()
     managed = settings.service_vm.managed
     if managed != (settings.agent is None):
@@ -47,7 +61,7 @@ def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
             fix="set service_vm.managed: false with agent, or neither of them",
         )
     hypervisor = _libvirt(settings.libvirt_uri) if managed else None
-    _Daemon(settings, local.this_host(settings.platform), hypervisor, insecure_tcp=insecure_tcp).run()
+    _Daemon(settings, local.this_host(settings.platform), hypervisor, notifier, insecure_tcp=insecure_tcp).run()
 
 
 def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | None, *, insecure_tcp: bool) -> None:
@@ -55,6 +69,7 @@ def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | Non
     from fmctl.sim.host import SimulatedHost
     from fmctl.sim.tree import SimulatedBoard
 
+    notifier = notify.take()
     process.hold_lifeline()
     board = platforms.resolve(platform)
     with SimulatedBoard(platform, state_dir, call_timeout=settings.call_timeout_s) as guest:
@@ -73,7 +88,7 @@ def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | Non
         )
         host = local.around(pretended, board)
         try:
-            _Daemon(settings, host, pretended.hypervisor, insecure_tcp=insecure_tcp, simulated=True).run()
+            _Daemon(settings, host, pretended.hypervisor, notifier, insecure_tcp=insecure_tcp, simulated=True).run()
         finally:
             pretended.hypervisor.power_off()
 
@@ -86,18 +101,24 @@ class _Daemon:
         settings: DaemonSettings,
         host: Host,
         hypervisor: Hypervisor | None,
+        notifier: Notifier,
         *,
         insecure_tcp: bool,
         simulated: bool = False,
     ) -> None:
         """Without a hypervisor the Service VM is someone else's."""
         self._settings = settings
+        self._notifier = notifier
+        self._watchdog = Watchdog(notifier)
+        self._beat = self._watchdog.loop("monitor", longest=LONGEST_LOOK + settings.poll_interval_s)
+        self._told = ""
         self._host = host
         self._hypervisor = hypervisor
         self._agent_address = settings.agent or Address(_vsock(settings.service_vm))
         self._relay = self._to_agent()
         self._agent = AgentClient(self._dialled(), name=str(self._agent_address), failure=self._failure)
         self._service_vm = self._keeper(hypervisor) if hypervisor else None
+        self._logs = GuestLogs(self._agent)
         self._controller = FabricController(
             self._agent,
             FileClaims(Path(settings.claims_file.path)),
@@ -112,26 +133,49 @@ class _Daemon:
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (CONTROLLER_SERVICE, SERVICE_VM_SERVICE),
-            services(self._controller, Operator(self._service_vm) if self._service_vm else None),
+            services(self._controller, Operator(self._service_vm) if self._service_vm else None, self._log),
             simulated=lambda: self._controller.simulated,
         )
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM."""
-        monitor = Monitor(
-            self._controller.refresh, self._server.fabric_changed, interval=self._settings.poll_interval_s
-        )
+        monitor = Monitor(self._look, self._server.fabric_changed, interval=self._settings.poll_interval_s)
         with contextlib.ExitStack() as stack:
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            for part in (self._relay, self._service_vm, monitor):
+            for part in (self._relay, self._service_vm, self._logs, monitor):
                 if part is not None:
                     stack.enter_context(part)
+            self._watch(stack)
             log.info("serving at %s", self._settings.listen)
+            self._notifier.ready(self._told)
+            stack.callback(self._notifier.stopping)
             termination.wait()
+
+    def _watch(self, stack: contextlib.ExitStack) -> None:
+        """Let the service manager's watchdog see that what has no loop of its own answers, too."""
+        probe = Probe(self._settings.listen)
+        stack.callback(probe.close)
+        self._watchdog.probe("server", probe, every=PROBE_INTERVAL, longest=LONGEST_PROBE)
+        if self._relay is not None:
+            self._watchdog.probe("relay", self._relay.probe, every=PROBE_INTERVAL, longest=LONGEST_PROBE)
+        stack.enter_context(self._watchdog)
+
+    def _look(self) -> tuple[FabricState, str]:
+        """Fabric Manager's state, and the service manager told of it; the monitor's turn."""
+        self._beat()
+        state, message = self._controller.refresh()
+        told = _in_words(state, self._service_vm.status() if self._service_vm else None)
+        if told != self._told:
+            self._notifier.status(told)
+        self._told = told
+        return state, message
+
+    def _log(self, lines: int) -> KeptLog:
+        return KeptLog(self._logs.recent(lines or MAX_LINES), self._logs.dropped)
 
     def _keeper(self, hypervisor: Hypervisor) -> ServiceVm:
         settings, host = self._settings, self._host
@@ -150,7 +194,8 @@ class _Daemon:
         rules = Rules(
             settings.service_vm_restart, settings.service_vm.start_timeout_s, settings.service_vm.restart_limit
         )
-        return ServiceVm(world, settings.service_vm, rules, interval=settings.poll_interval_s)
+        beat = self._watchdog.loop("Service VM", longest=LONGEST_TURN + settings.poll_interval_s)
+        return ServiceVm(world, settings.service_vm, rules, interval=settings.poll_interval_s, beat=beat)
 
     def _to_agent(self) -> Relay | None:
         """What carries calls to an agent that is reached over vsock."""
@@ -172,6 +217,16 @@ class _Daemon:
     def _failure(self) -> FmctlError | None:
         """Why the agent was not reached, as far as the relay knows."""
         return self._relay.last_failure if self._relay else None
+
+
+def _in_words(state: FabricState, service_vm: ServiceVmStatus | None) -> str:
+    """What `systemctl status` shows."""
+    words = [f"Fabric Manager is {state.value}"]
+    if service_vm is not None:
+        words.append(f"Service VM {service_vm.state.value}" + (f" from {service_vm.image}" if service_vm.image else ""))
+        if service_vm.degraded:
+            words.append(f"no new work: {service_vm.degraded}")
+    return "; ".join(words)
 
 
 def _vsock(settings: ServiceVmSettings) -> VsockAddress:

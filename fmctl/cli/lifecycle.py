@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fmctl service-vm start`, `stop`, `destroy`, `upgrade` and `console`; `cli.servicevm` holds the group."""
+"""`fmctl service-vm start`, `stop`, `destroy`, `upgrade`, `console` and `log`; `cli.servicevm` holds the group."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from fmctl.cli.options import Connection
 from fmctl.cli.partitions import dialled
 from fmctl.cli.status import service_vm_plain
 from fmctl.core.answers import ServiceVmStatus
+from fmctl.core.loglines import KeptLog
 
 UPGRADE_TIMEOUT = 900.0
 """Seconds for an upgrade: twice the time that an image may take to be ready, since going back takes as long."""
@@ -104,9 +106,41 @@ def console(connection: Connection, lines: int, *, follow: bool) -> None:
     process.become(["tail", "-n", str(lines), *(["-F"] if follow else []), "--", log])
 
 
+@click.command("log")
+@click.option("-n", "--lines", type=click.IntRange(1), default=50, show_default=True, help="How many last lines.")
+@options.output("text", "json", "yaml")
+@options.connection
+def log_command(connection: Connection, lines: int, style: str) -> None:
+    """Show what Fabric Manager and the kernel logged in the Service VM.
+
+    Of the kernel's lines only those about NVSwitch errors (SXid). The daemon keeps the newest 2,000 lines.
+    """
+    with dialled(connection) as (client, timeout):
+        kept = client.service_vm_log(lines, timeout=timeout)
+    if style == "text":
+        for line in kept.lines:
+            click.echo(f"{_time(line.time)} {line.source.value}: {line.text}")
+    else:
+        click.echo(render.document(_log(kept), style), nl=False)
+    if kept.dropped:
+        click.echo(f"fmctl: {kept.dropped} lines were lost since the daemon started", err=True)
+
+
+def _log(kept: KeptLog) -> dict[str, Any]:
+    lines = [{"time": _time(line.time), "source": line.source.value, "text": line.text} for line in kept.lines]
+    return {"lines": lines, "dropped": kept.dropped}
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="seconds")
+
+
 def _show(status: ServiceVmStatus, style: str) -> None:
     if style == "text":
         image = f", from image {status.image}" if status.image else ""
         click.echo(f"the Service VM {status.name} is {status.state.value}{image}")
     else:
         click.echo(render.document(service_vm_plain(status), style), nl=False)
+
+
+COMMANDS = (start, stop, destroy, upgrade, console, log_command)

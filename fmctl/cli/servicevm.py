@@ -18,9 +18,7 @@ def service_vm() -> None:
     """Show and run the Service VM, which has the NVSwitches."""
 
 
-for _command in (
-    *(lifecycle.start, lifecycle.stop, lifecycle.destroy, lifecycle.upgrade, lifecycle.console, versions.check),
-):
+for _command in (*lifecycle.COMMANDS, versions.check):
     service_vm.add_command(_command)
 
 

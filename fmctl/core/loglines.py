@@ -42,6 +42,14 @@ class LogPosition:
     sequence: int = 0
 
 
+@dataclass(frozen=True)
+class KeptLog:
+    """The newest lines that a reader keeps, the newest last, and how many it has lost since it began."""
+
+    lines: tuple[LogLine, ...] = ()
+    dropped: int = 0
+
+
 class LogStream(Iterator[LogLine], Protocol):
     """Lines as they come; it ends with the agent, or raises FmctlError where the agent is lost."""
 

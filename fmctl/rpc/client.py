@@ -14,6 +14,7 @@ import grpc
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.answers import Changed, DaemonStatus, Listed, ServiceVmStatus
 from fmctl.core.errors import BadRequest
+from fmctl.core.loglines import KeptLog
 from fmctl.rpc import convert, errors, keepalive
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2 as controller
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2_grpc as controller_grpc
@@ -104,6 +105,14 @@ class ControllerClient(Client):
         """Let the Service VM take another image."""
         request = service_vm.UpgradeServiceVmRequest(image=image, interrupt_tenants=interrupt_tenants)
         return self._service_vm("UpgradeServiceVm", request, timeout)
+
+    def service_vm_log(self, lines: int, *, timeout: float) -> KeptLog:
+        """So many of the newest lines of the Service VM's logs; all that are kept for 0."""
+        from fmctl.rpc import logs
+        from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import ServiceVmServiceStub
+
+        request = service_vm.ListServiceVmLogRequest(lines=lines)
+        return logs.kept_from(self.call(ServiceVmServiceStub(self.channel).ListServiceVmLog, request, timeout))
 
     def _service_vm(self, method: str, request: Any, timeout: float) -> ServiceVmStatus:
         from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import ServiceVmServiceStub

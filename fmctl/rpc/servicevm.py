@@ -9,7 +9,8 @@ import grpc
 
 from fmctl.control.operator import Operator
 from fmctl.core.errors import BadRequest
-from fmctl.rpc import convert
+from fmctl.core.loglines import KeptLog
+from fmctl.rpc import convert, logs
 from fmctl.rpc.fmctl.v1 import service_vm_pb2 as messages
 from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import ServiceVmServiceServicer
 from fmctl.rpc.server import time_left
@@ -18,9 +19,10 @@ from fmctl.rpc.server import time_left
 class ServiceVmServicer(ServiceVmServiceServicer):
     """fmctl.v1.ServiceVmService."""
 
-    def __init__(self, operator: Operator | None, simulated: Callable[[], bool]) -> None:
-        """Without a Service VM of ours every call is refused."""
+    def __init__(self, operator: Operator | None, log: Callable[[int], KeptLog], simulated: Callable[[], bool]) -> None:
+        """Without a Service VM of ours every change is refused. `log` tells so many of its newest lines, all for 0."""
         self._operator = operator
+        self._log = log
         self._simulated = simulated
 
     def StartServiceVm(
@@ -52,6 +54,12 @@ class ServiceVmServicer(ServiceVmServiceServicer):
             request.image, interrupt_tenants=request.interrupt_tenants, timeout=time_left(context)
         )
         return messages.UpgradeServiceVmResponse(service_vm=convert.service_vm_to(status), simulated=self._simulated())
+
+    def ListServiceVmLog(
+        self, request: messages.ListServiceVmLogRequest, context: grpc.ServicerContext
+    ) -> messages.ListServiceVmLogResponse:
+        """The newest lines."""
+        return logs.kept_to(self._log(request.lines), simulated=self._simulated())
 
     def _managed(self) -> Operator:
         if self._operator is None:

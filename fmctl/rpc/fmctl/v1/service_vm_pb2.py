@@ -22,35 +22,43 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as fmctl_dot_v1_dot_fabric__manager__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66mctl/v1/service_vm.proto\x12\x08\x66mctl.v1\"2\n\x15StartServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"T\n\x16StartServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"1\n\x14StopServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"S\n\x15StopServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"4\n\x17\x44\x65stroyServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"V\n\x18\x44\x65stroyServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"C\n\x17UpgradeServiceVmRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x19\n\x11interrupt_tenants\x18\x02 \x01(\x08\"V\n\x18UpgradeServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"\xf5\x01\n\tServiceVm\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.fmctl.v1.ServiceVmState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x0b\n\x03\x63id\x18\x05 \x01(\r\x12\x0f\n\x07\x63hanged\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\t\x12\x13\n\x0b\x63onsole_log\x18\x08 \x01(\t\x12\r\n\x05image\x18\t \x01(\t\x12\x12\n\nnext_image\x18\n \x01(\t\x12\x0f\n\x07upgrade\x18\x0b \x01(\t\x12\x19\n\x11\x66\x61\x62ric_generation\x18\x0c \x01(\x04*\xd2\x02\n\x0eServiceVmState\x12 \n\x1cSERVICE_VM_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSERVICE_VM_STATE_UNMANAGED\x10\x01\x12\x1b\n\x17SERVICE_VM_STATE_ABSENT\x10\x02\x12\x1d\n\x19SERVICE_VM_STATE_STARTING\x10\x03\x12\x1c\n\x18SERVICE_VM_STATE_BOOTING\x10\x04\x12\x1d\n\x19SERVICE_VM_STATE_AGENT_UP\x10\x05\x12!\n\x1dSERVICE_VM_STATE_INITIALISING\x10\x06\x12)\n%SERVICE_VM_STATE_AWAITING_ACTIVE_LIST\x10\x07\x12\x1a\n\x16SERVICE_VM_STATE_READY\x10\x08\x12\x1b\n\x17SERVICE_VM_STATE_FAILED\x10\t2\xef\x02\n\x10ServiceVmService\x12S\n\x0eStartServiceVm\x12\x1f.fmctl.v1.StartServiceVmRequest\x1a .fmctl.v1.StartServiceVmResponse\x12P\n\rStopServiceVm\x12\x1e.fmctl.v1.StopServiceVmRequest\x1a\x1f.fmctl.v1.StopServiceVmResponse\x12Y\n\x10\x44\x65stroyServiceVm\x12!.fmctl.v1.DestroyServiceVmRequest\x1a\".fmctl.v1.DestroyServiceVmResponse\x12Y\n\x10UpgradeServiceVm\x12!.fmctl.v1.UpgradeServiceVmRequest\x1a\".fmctl.v1.UpgradeServiceVmResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66mctl/v1/service_vm.proto\x12\x08\x66mctl.v1\x1a\x1d\x66mctl/v1/fabric_manager.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n\x15StartServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"T\n\x16StartServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"1\n\x14StopServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"S\n\x15StopServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"4\n\x17\x44\x65stroyServiceVmRequest\x12\x19\n\x11interrupt_tenants\x18\x01 \x01(\x08\"V\n\x18\x44\x65stroyServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"C\n\x17UpgradeServiceVmRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x19\n\x11interrupt_tenants\x18\x02 \x01(\x08\"V\n\x18UpgradeServiceVmResponse\x12\'\n\nservice_vm\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.ServiceVm\x12\x11\n\tsimulated\x18\x02 \x01(\x08\"(\n\x17ListServiceVmLogRequest\x12\r\n\x05lines\x18\x01 \x01(\r\"`\n\x18ListServiceVmLogResponse\x12 \n\x05lines\x18\x01 \x03(\x0b\x32\x11.fmctl.v1.LogLine\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"f\n\x07LogLine\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.fmctl.v1.LogSource\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xf5\x01\n\tServiceVm\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.fmctl.v1.ServiceVmState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x0b\n\x03\x63id\x18\x05 \x01(\r\x12\x0f\n\x07\x63hanged\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\t\x12\x13\n\x0b\x63onsole_log\x18\x08 \x01(\t\x12\r\n\x05image\x18\t \x01(\t\x12\x12\n\nnext_image\x18\n \x01(\t\x12\x0f\n\x07upgrade\x18\x0b \x01(\t\x12\x19\n\x11\x66\x61\x62ric_generation\x18\x0c \x01(\x04*\xd2\x02\n\x0eServiceVmState\x12 \n\x1cSERVICE_VM_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSERVICE_VM_STATE_UNMANAGED\x10\x01\x12\x1b\n\x17SERVICE_VM_STATE_ABSENT\x10\x02\x12\x1d\n\x19SERVICE_VM_STATE_STARTING\x10\x03\x12\x1c\n\x18SERVICE_VM_STATE_BOOTING\x10\x04\x12\x1d\n\x19SERVICE_VM_STATE_AGENT_UP\x10\x05\x12!\n\x1dSERVICE_VM_STATE_INITIALISING\x10\x06\x12)\n%SERVICE_VM_STATE_AWAITING_ACTIVE_LIST\x10\x07\x12\x1a\n\x16SERVICE_VM_STATE_READY\x10\x08\x12\x1b\n\x17SERVICE_VM_STATE_FAILED\x10\t2\xca\x03\n\x10ServiceVmService\x12S\n\x0eStartServiceVm\x12\x1f.fmctl.v1.StartServiceVmRequest\x1a .fmctl.v1.StartServiceVmResponse\x12P\n\rStopServiceVm\x12\x1e.fmctl.v1.StopServiceVmRequest\x1a\x1f.fmctl.v1.StopServiceVmResponse\x12Y\n\x10\x44\x65stroyServiceVm\x12!.fmctl.v1.DestroyServiceVmRequest\x1a\".fmctl.v1.DestroyServiceVmResponse\x12Y\n\x10UpgradeServiceVm\x12!.fmctl.v1.UpgradeServiceVmRequest\x1a\".fmctl.v1.UpgradeServiceVmResponse\x12Y\n\x10ListServiceVmLog\x12!.fmctl.v1.ListServiceVmLogRequest\x1a\".fmctl.v1.ListServiceVmLogResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fmctl.rpc.fmctl.v1.service_vm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVICEVMSTATE']._serialized_start=861
-  _globals['_SERVICEVMSTATE']._serialized_end=1199
-  _globals['_STARTSERVICEVMREQUEST']._serialized_start=39
-  _globals['_STARTSERVICEVMREQUEST']._serialized_end=89
-  _globals['_STARTSERVICEVMRESPONSE']._serialized_start=91
-  _globals['_STARTSERVICEVMRESPONSE']._serialized_end=175
-  _globals['_STOPSERVICEVMREQUEST']._serialized_start=177
-  _globals['_STOPSERVICEVMREQUEST']._serialized_end=226
-  _globals['_STOPSERVICEVMRESPONSE']._serialized_start=228
-  _globals['_STOPSERVICEVMRESPONSE']._serialized_end=311
-  _globals['_DESTROYSERVICEVMREQUEST']._serialized_start=313
-  _globals['_DESTROYSERVICEVMREQUEST']._serialized_end=365
-  _globals['_DESTROYSERVICEVMRESPONSE']._serialized_start=367
-  _globals['_DESTROYSERVICEVMRESPONSE']._serialized_end=453
-  _globals['_UPGRADESERVICEVMREQUEST']._serialized_start=455
-  _globals['_UPGRADESERVICEVMREQUEST']._serialized_end=522
-  _globals['_UPGRADESERVICEVMRESPONSE']._serialized_start=524
-  _globals['_UPGRADESERVICEVMRESPONSE']._serialized_end=610
-  _globals['_SERVICEVM']._serialized_start=613
-  _globals['_SERVICEVM']._serialized_end=858
-  _globals['_SERVICEVMSERVICE']._serialized_start=1202
-  _globals['_SERVICEVMSERVICE']._serialized_end=1569
+  _globals['_SERVICEVMSTATE']._serialized_start=1169
+  _globals['_SERVICEVMSTATE']._serialized_end=1507
+  _globals['_STARTSERVICEVMREQUEST']._serialized_start=103
+  _globals['_STARTSERVICEVMREQUEST']._serialized_end=153
+  _globals['_STARTSERVICEVMRESPONSE']._serialized_start=155
+  _globals['_STARTSERVICEVMRESPONSE']._serialized_end=239
+  _globals['_STOPSERVICEVMREQUEST']._serialized_start=241
+  _globals['_STOPSERVICEVMREQUEST']._serialized_end=290
+  _globals['_STOPSERVICEVMRESPONSE']._serialized_start=292
+  _globals['_STOPSERVICEVMRESPONSE']._serialized_end=375
+  _globals['_DESTROYSERVICEVMREQUEST']._serialized_start=377
+  _globals['_DESTROYSERVICEVMREQUEST']._serialized_end=429
+  _globals['_DESTROYSERVICEVMRESPONSE']._serialized_start=431
+  _globals['_DESTROYSERVICEVMRESPONSE']._serialized_end=517
+  _globals['_UPGRADESERVICEVMREQUEST']._serialized_start=519
+  _globals['_UPGRADESERVICEVMREQUEST']._serialized_end=586
+  _globals['_UPGRADESERVICEVMRESPONSE']._serialized_start=588
+  _globals['_UPGRADESERVICEVMRESPONSE']._serialized_end=674
+  _globals['_LISTSERVICEVMLOGREQUEST']._serialized_start=676
+  _globals['_LISTSERVICEVMLOGREQUEST']._serialized_end=716
+  _globals['_LISTSERVICEVMLOGRESPONSE']._serialized_start=718
+  _globals['_LISTSERVICEVMLOGRESPONSE']._serialized_end=814
+  _globals['_LOGLINE']._serialized_start=816
+  _globals['_LOGLINE']._serialized_end=918
+  _globals['_SERVICEVM']._serialized_start=921
+  _globals['_SERVICEVM']._serialized_end=1166
+  _globals['_SERVICEVMSERVICE']._serialized_start=1510
+  _globals['_SERVICEVMSERVICE']._serialized_end=1968
 # @@protoc_insertion_point(module_scope)

@@ -58,6 +58,11 @@ class ServiceVmServiceStub(object):
                 request_serializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmRequest.SerializeToString,
                 response_deserializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmResponse.FromString,
                 _registered_method=True)
+        self.ListServiceVmLog = channel.unary_unary(
+                '/fmctl.v1.ServiceVmService/ListServiceVmLog',
+                request_serializer=fmctl_dot_v1_dot_service__vm__pb2.ListServiceVmLogRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_service__vm__pb2.ListServiceVmLogResponse.FromString,
+                _registered_method=True)
 
 
 class ServiceVmServiceServicer(object):
@@ -96,6 +101,14 @@ class ServiceVmServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListServiceVmLog(self, request, context):
+        """The newest lines of Fabric Manager's log and of the kernel's NVSwitch errors in the Service VM, as far as the daemon
+        keeps them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServiceVmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -118,6 +131,11 @@ def add_ServiceVmServiceServicer_to_server(servicer, server):
                     servicer.UpgradeServiceVm,
                     request_deserializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmRequest.FromString,
                     response_serializer=fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmResponse.SerializeToString,
+            ),
+            'ListServiceVmLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServiceVmLog,
+                    request_deserializer=fmctl_dot_v1_dot_service__vm__pb2.ListServiceVmLogRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_service__vm__pb2.ListServiceVmLogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +250,33 @@ class ServiceVmService(object):
             '/fmctl.v1.ServiceVmService/UpgradeServiceVm',
             fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmRequest.SerializeToString,
             fmctl_dot_v1_dot_service__vm__pb2.UpgradeServiceVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServiceVmLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.ServiceVmService/ListServiceVmLog',
+            fmctl_dot_v1_dot_service__vm__pb2.ListServiceVmLogRequest.SerializeToString,
+            fmctl_dot_v1_dot_service__vm__pb2.ListServiceVmLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

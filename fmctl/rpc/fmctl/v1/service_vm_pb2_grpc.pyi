@@ -47,6 +47,10 @@ class ServiceVmServiceStub:
     """Takes another image, and answers once that is ready, or the one before is back: then it fails and says why. Where
     the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew.
     """
+    ListServiceVmLog: _grpc.UnaryUnaryMultiCallable[_service_vm_pb2.ListServiceVmLogRequest, _service_vm_pb2.ListServiceVmLogResponse]
+    """The newest lines of Fabric Manager's log and of the kernel's NVSwitch errors in the Service VM, as far as the daemon
+    keeps them.
+    """
 
 @_typing.type_check_only
 class ServiceVmServiceAsyncStub(ServiceVmServiceStub):
@@ -66,6 +70,10 @@ class ServiceVmServiceAsyncStub(ServiceVmServiceStub):
     UpgradeServiceVm: _aio.UnaryUnaryMultiCallable[_service_vm_pb2.UpgradeServiceVmRequest, _service_vm_pb2.UpgradeServiceVmResponse]  # type: ignore[assignment]
     """Takes another image, and answers once that is ready, or the one before is back: then it fails and says why. Where
     the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew.
+    """
+    ListServiceVmLog: _aio.UnaryUnaryMultiCallable[_service_vm_pb2.ListServiceVmLogRequest, _service_vm_pb2.ListServiceVmLogResponse]  # type: ignore[assignment]
+    """The newest lines of Fabric Manager's log and of the kernel's NVSwitch errors in the Service VM, as far as the daemon
+    keeps them.
     """
 
 class ServiceVmServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,6 +115,16 @@ class ServiceVmServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_service_vm_pb2.UpgradeServiceVmResponse, _abc.Awaitable[_service_vm_pb2.UpgradeServiceVmResponse]]:
         """Takes another image, and answers once that is ready, or the one before is back: then it fails and says why. Where
         the agent alone differs it is replaced while the Service VM runs; else the Service VM is started anew.
+        """
+
+    @_abc_1.abstractmethod
+    def ListServiceVmLog(
+        self,
+        request: _service_vm_pb2.ListServiceVmLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_vm_pb2.ListServiceVmLogResponse, _abc.Awaitable[_service_vm_pb2.ListServiceVmLogResponse]]:
+        """The newest lines of Fabric Manager's log and of the kernel's NVSwitch errors in the Service VM, as far as the daemon
+        keeps them.
         """
 
 def add_ServiceVmServiceServicer_to_server(servicer: ServiceVmServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
