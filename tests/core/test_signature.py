@@ -86,6 +86,11 @@ def test_what_stands_after_a_signature_is_no_part_of_it(pair: KeyPair) -> None:
     assert refusal(DATA, signed * 2, pair.public) == NOT_MADE
 
 
+def test_base64_with_anything_else_in_it_is_refused(pair: KeyPair) -> None:
+    signed = base64.b64encode(signature.sign(DATA, pair.private))
+    assert refusal(DATA, signed[:8] + b"!" + signed[8:], pair.public) == NOT_MADE
+
+
 def test_what_is_far_too_long_is_not_looked_at(pair: KeyPair) -> None:
     signed = base64.b64encode(signature.sign(DATA, pair.private)) + b"\n" * 1024
     assert refusal(DATA, signed, pair.public) == f"the signature has {len(signed)} bytes, far more than one has"
