@@ -21,6 +21,7 @@ from fmctl.core import image, vouching
 from fmctl.core.errors import FmctlError, ImageRefused
 from fmctl.core.image import AGENT, MANIFEST, SIGNATURE, Image
 from fmctl.core.signature import Trust
+from fmctl.host import keyfiles
 from fmctl.host.imagefiles import ImageFolder, own
 
 _MODE = 0o644
@@ -107,14 +108,14 @@ class FolderImages:
         """Copy a folder into the store as an image, if the copy stands every check; raises ImageRefused.
 
         It is there whole, and on the disk, or not at all. Where an image of that name is there already, it must be
-        the same one.
+        the same one, and takes over the new signature.
         """
         image.checked_name(name)
         looked = ImageFolder(source, name, owners=None)
         found = looked.read()
         looked.signed(self._trust)
         if name in self.names():
-            return Added(self._same(name, found), already=True)
+            return Added(self._same(name, looked, found), already=True)
         with self._new_folder() as folder:
             _copy(looked, found, folder)
             ImageFolder(folder, name, owners=self._owners).vouched(self._trust)
@@ -127,15 +128,21 @@ class FolderImages:
         with _reading(manifest):
             return manifest.lstat().st_mtime
 
-    def _same(self, name: str, wanted: Image) -> Image:
-        there = self.vouched(name)
+    def _same(self, name: str, new: ImageFolder, wanted: Image) -> Image:
+        """The image that is there, which must be the same; a signature by another key takes the place of its own."""
+        there = self.read(name)
         if there.digest != wanted.digest:
             raise FmctlError(
                 f"there is another image {name}",
                 why=f"its manifest's SHA-256 is {there.digest}, and that of the new one {wanted.digest}",
                 fix="give the new one another name with --name",
             )
-        return there
+        fresh, folder = new.signature(), self._folder(name)
+        if fresh is not None and fresh != ImageFolder(folder, name, owners=None).signature():
+            with _writing(folder):
+                keyfiles.write_signature(folder, fresh)
+                _sync(folder)
+        return self.vouched(name)
 
     def _publish(self, folder: Path, name: str) -> None:
         with _writing(self._root / name), self._locked():

@@ -51,9 +51,12 @@ def write(path: Path, pair: KeyPair) -> Path:
 def write_signature(folder: Path, signature: bytes) -> Path:
     """Put a signature beside the manifest that it is of, in place of any other; raises FmctlError."""
     path, temporary = folder / SIGNATURE, folder / f".{SIGNATURE}.new"
-    temporary.unlink(missing_ok=True)
-    _create(temporary, signature, 0o644)
-    temporary.replace(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        _create(temporary, signature, 0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return path
 
 
@@ -82,7 +85,11 @@ def _create(path: Path, data: bytes, mode: int) -> None:
             stream.flush()
             os.fsync(descriptor)
     except OSError as error:
-        raise FmctlError(f"{path} cannot be written", why=_reason(error), fix="mend its folder") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> FmctlError:
+    return FmctlError(f"{path} cannot be written", why=_reason(error), fix="mend its folder")
 
 
 def _reason(error: OSError) -> str:

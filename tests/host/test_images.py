@@ -10,7 +10,7 @@ import pytest
 
 from fmctl.core import signature
 from fmctl.core.errors import BadRequest, FmctlError, ImageRefused, InvalidDocument
-from fmctl.core.signature import Trust
+from fmctl.core.signature import PublicKey, Trust
 from fmctl.host import imagefiles, images, keyfiles
 from fmctl.host.images import FolderImages
 from tests import images as made
@@ -201,6 +201,29 @@ def test_another_image_of_the_same_name_is_refused(root: Path, source: Path) -> 
         FolderImages(root, TRUST).add(source, "a")
     assert caught.value.what == "there is another image a"
     assert FolderImages(root, TRUST).vouched("a").digest != FolderImages(source.parent, TRUST).read("built").digest
+
+
+def test_the_same_image_takes_over_the_signature_of_another_key(root: Path, tmp_path: Path) -> None:
+    source = made.write(tmp_path / "built", made.files(private=OTHER.private))
+    other = FolderImages(root, Trust(lambda: (PublicKey("other", OTHER.public),)))
+    with pytest.raises(ImageRefused):
+        other.vouched("a")
+    assert other.add(source, "a").image.signed_by == signature.fingerprint(OTHER.public)
+    assert sorted(file.name for file in (root / "a").iterdir()) == sorted(FILES)
+
+
+def test_a_signature_that_nobody_trusts_is_not_taken_over(root: Path, tmp_path: Path) -> None:
+    source = made.write(tmp_path / "built", made.files(private=OTHER.private))
+    with pytest.raises(ImageRefused):
+        FolderImages(root, TRUST).add(source, "a")
+    FolderImages(root, TRUST).vouched("a")
+
+
+def test_a_signature_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json.sig").mkdir()
+    with pytest.raises(FmctlError) as caught:
+        keyfiles.write_signature(tmp_path, b"x")
+    assert caught.value.what == f"{tmp_path / 'manifest.json.sig'} cannot be written"
 
 
 def test_a_damaged_image_in_the_store_is_told_when_it_is_added_again(root: Path, tmp_path: Path) -> None:
