@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import re
@@ -19,6 +20,8 @@ from fmctl import __version__
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.install
 
+OPTIONAL = {"libvirt", "grpc_reflection"}
+"""What the system has to bring, and what an extra does."""
 UNITS = ("fmctld.service", "fmctl-ready.service", "fmctl-ready.target")
 NO_NETWORK = {
     "http_proxy": "http://127.0.0.1:9",
@@ -93,13 +96,13 @@ def test_everything_is_in_its_place_and_readable(destination: Path) -> None:
         assert path.is_symlink() or path.stat().st_mode & wanted == wanted, path
 
 
-def test_nothing_tells_where_it_was_made(destination: Path) -> None:
+def test_nothing_tells_where_it_was_made(installed: Path) -> None:
     done = subprocess.run(
-        ["/usr/bin/grep", "-rlF", str(destination), str(destination)], capture_output=True, text=True, check=False
+        ["/usr/bin/grep", "-rlF", str(installed), str(installed)], capture_output=True, text=True, check=False
     )
     assert done.stdout == ""
-    links = [path for path in destination.rglob("*") if path.is_symlink()]
-    assert [path for path in links if str(destination) in str(path.readlink())] == []
+    links = [path for path in installed.rglob("*") if path.is_symlink()]
+    assert [path for path in links if str(installed) in str(path.readlink())] == []
 
 
 def test_it_is_compiled(destination: Path) -> None:
@@ -115,6 +118,24 @@ def test_libvirt_alone_is_the_system_s(destination: Path) -> None:
     assert {"click", "grpc", "jinja2", "yaml", "fmctl"} <= names
     assert not {"libvirt.py", "pip", "setuptools"} & names
     assert "include-system-site-packages = true" in (venv / "pyvenv.cfg").read_text()
+
+
+def imported() -> set[str]:
+    """What any module of the package imports, lazily or not, by the name of the outermost package."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "fmctl").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def test_all_that_it_imports_is_there(destination: Path) -> None:
+    names = sorted(imported() - OPTIONAL)
+    assert {"grpc", "jinja2", "yaml"} <= set(names)
+    program = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n) is None])"
+    python = next((destination / "usr/lib/fmctl").glob("*-*/bin/python3"))
+    done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def in_its_place(destination: Path, *command: str) -> subprocess.CompletedProcess[str]:
