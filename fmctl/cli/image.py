@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fmctl.cli import config, failure, options, render
+from fmctl.cli.options import Connection
+from fmctl.cli.partitions import dialled
 from fmctl.cli.table import table
-from fmctl.core.errors import ImageRefused
+from fmctl.core.errors import FmctlError, ImageRefused
 from fmctl.core.settings import DaemonSettings
 
 if TYPE_CHECKING:
     from fmctl.core.image import Image
     from fmctl.core.ports import ImageStore
 
+_STATUS_TIMEOUT = 2.0
+"""Seconds that the daemon has to say which image runs."""
 _KINDS = ("ed25519", "ecdsa-p256")
 _HEADERS = ("NAME", "DRIVER", "FM", "AGENT", "KERNEL", "SIMULATED", "SIZE", "USE")
 _PATH = click.Path(path_type=Path)
@@ -146,6 +150,7 @@ def show(name: str, style: str, config_file: Path | None) -> None:
         "files": dict(manifest.files),
         "extra_files": list(found.extra),
         "packages": dict(manifest.packages),
+        "extra": list(manifest.extra),
     }
     click.echo(render.document(plain, style), nl=False)
 
@@ -154,16 +159,17 @@ def show(name: str, style: str, config_file: Path | None) -> None:
 @click.option("--keep", type=click.IntRange(0), default=2, show_default=True, help="How many of the newest stay.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @config.config_file
-def prune(keep: int, config_file: Path | None, *, dry_run: bool) -> None:
+@options.connection
+def prune(connection: Connection, keep: int, config_file: Path | None, *, dry_run: bool) -> None:
     """Remove old images from the store.
 
-    The newest stay, and whatever is in use, or tried.
+    The newest stay, and whatever is in use, tried, or running: a daemon that answers tells which one that is.
     """
     from fmctl.core.image import superfluous
 
     store = _store(config_file)
     newest_first = sorted(store.names(), key=lambda name: (-store.added(name), name))
-    names = superfluous(newest_first, keep=keep, used=_used(store))
+    names = superfluous(newest_first, keep=keep, used=_used(store, _running(connection)))
     for name in names:
         if not dry_run:
             store.remove(name)
@@ -176,6 +182,15 @@ def _store(config_file: Path | None) -> ImageStore:
     from fmctl import local
 
     return local.image_store(config.read(DaemonSettings, config_file))
+
+
+def _running(connection: Connection) -> str | None:
+    """The image that the Service VM was started from, where the daemon answers."""
+    try:
+        with dialled(connection) as (client, _):
+            return client.status(timeout=_STATUS_TIMEOUT).service_vm.image or None
+    except FmctlError:
+        return None
 
 
 def _used(store: ImageStore, running: str | None = None) -> frozenset[str | None]:

@@ -33,6 +33,7 @@ _NVIDIA = ("driver", "fabric_manager", "nvlsm")
 _NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9._-]{0,62}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WORD = re.compile("[!-~]{1,200}")
+_PATH = re.compile("/[ -~]{1,4000}")
 
 
 def checked_name(name: str) -> str:
@@ -64,6 +65,8 @@ class Manifest:
     simulated: bool
     """Whether its Fabric Manager is a pretended one."""
     versions: Mapping[str, str]
+    extra: tuple[str, ...] = ()
+    """Paths in the root that are neither Debian's, NVIDIA's nor fmctl's: whoever built it put them there."""
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -71,13 +74,14 @@ class Manifest:
         plain = _mapping("", _loads(text))
         if "format" in plain and (type(plain["format"]) is not int or plain["format"] != FORMAT):
             raise _refusal(f"its format is {plain['format']!r}, and this fmctl reads format {FORMAT}", _NEWER)
-        _refuse_keys("", plain, needed=_KEYS)
+        _refuse_keys("", plain, needed=_KEYS, possible=["extra"])
         return cls(
             files=_files(plain["files"]),
             kernel_arguments=_kernel_arguments(plain["kernel_arguments"]),
             packages=_words("packages", plain["packages"]),
             simulated=_bool("simulated", plain["simulated"]),
             versions=_versions(plain["versions"]),
+            extra=_paths("extra", plain.get("extra", [])),
         )
 
     @property
@@ -307,6 +311,12 @@ def _files(value: Any) -> dict[str, str]:
         if name not in plain:
             raise _refusal(f"files.{name}: it is missing")
     return plain
+
+
+def _paths(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(path, str) and _PATH.fullmatch(path) for path in value):
+        raise _refusal(f"{key}: a list of absolute paths is wanted, not {value!r}")
+    return tuple(value)
 
 
 def _bool(key: str, value: Any) -> bool:

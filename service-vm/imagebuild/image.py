@@ -57,9 +57,7 @@ def build(request: Request) -> None:
         agent.make(made / "root.squashfs", locked.epoch, made / "agent.tar")
         packages = {package.name: package.version for package in debian} | (theirs.packages if theirs else {})
         versions = _versions(debian) | (theirs.versions if theirs else {})
-        document = manifest.document(
-            manifest.digests(made), packages, versions, extra, simulated=theirs is None
-        )
+        document = manifest.document(manifest.digests(made), packages, versions, extra, simulated=theirs is None)
         _publish(made, manifest.text(document), request.output)
 
 

@@ -58,9 +58,7 @@ class Lock:
 def read(folder: Path) -> Lock:
     """Read a lock; raises InvalidDocument."""
     try:
-        return Lock(
-            *parse_packages((folder / "packages").read_text()), parse_wheels((folder / "wheels").read_text())
-        )
+        return Lock(*parse_packages((folder / "packages").read_text()), parse_wheels((folder / "wheels").read_text()))
     except (OSError, ValueError) as error:
         raise InvalidDocument(
             f"the lock {folder} cannot be read", why=str(error), fix="make it again: service-vm/update-lock"

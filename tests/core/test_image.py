@@ -41,6 +41,11 @@ def test_a_manifest_is_read() -> None:
     assert Manifest.from_json(text(PLAIN).decode()) == found
 
 
+def test_what_its_builder_put_in_beside_is_told() -> None:
+    assert manifest().extra == ()
+    assert manifest(extra=["/usr/lib/lab/a b"]).extra == ("/usr/lib/lab/a b",)
+
+
 def test_an_image_without_nvidia_s_software_has_no_such_versions() -> None:
     found = manifest(versions=VERSIONS, simulated=True)
     assert (found.driver, found.fabric_manager, found.nvlsm, found.simulated) == ("", "", "", True)
@@ -84,6 +89,9 @@ def test_an_image_without_nvidia_s_software_has_no_such_versions() -> None:
         ({"kernel_arguments": 3}, "kernel_arguments: printable ASCII is wanted, not 3"),
         ({"kernel_arguments": "a\nb"}, "kernel_arguments: printable ASCII is wanted, not 'a\\nb'"),
         ({"kernel_arguments": "ä"}, "kernel_arguments: printable ASCII is wanted, not 'ä'"),
+        ({"extra": "/a"}, "extra: a list of absolute paths is wanted, not '/a'"),
+        ({"extra": ["/a", "b"]}, "extra: a list of absolute paths is wanted, not ['/a', 'b']"),
+        ({"extra": ["/a\n"]}, "extra: a list of absolute paths is wanted, not ['/a\\n']"),
         ({"simulated": 1}, "simulated: true or false is wanted, not 1"),
         ({"packages": 1}, "packages: an object is wanted"),
         ({"packages": {"a": 1}}, "packages.a: a version of printable ASCII without blanks is wanted, not 1"),
