@@ -125,7 +125,7 @@ def this_host(platform: str = "", root: Path = Path("/")) -> Host:
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,
-        functools.partial(locked, root / "run" / "fmctl.lock"),
+        functools.partial(locked, root / "run" / "fmctl" / "host.lock"),
         HostFiles(root),
     )
 

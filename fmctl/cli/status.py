@@ -15,6 +15,8 @@ from fmctl.core.answers import AgentInfo, DaemonStatus, FabricState, ServiceVmSt
 from fmctl.core.errors import AgentUnreachable, FabricNotReady
 
 _POLL = 0.2
+_LOOK = 5.0
+"""Seconds that one look of `fmctl wait` may take, so that a daemon that hangs does not use up its time."""
 
 
 @click.command()
@@ -51,7 +53,7 @@ def wait(connection: Connection, wanted: str) -> None:
     with dialled(connection) as (client, timeout):
 
         def look() -> None:
-            answer = client.status(timeout=timeout)
+            answer = client.status(timeout=min(timeout, _LOOK))
             if not _is(answer, state):
                 raise FabricNotReady(
                     f"{_who(answer)}, not {state}",

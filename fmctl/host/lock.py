@@ -15,8 +15,12 @@ from fmctl.core.vfio import HostBusy
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep every other block with this path out, of this process or another; raises HostBusy where one is under way."""
+    """Keep every other block with this path out, of this process or another; raises HostBusy where one is under way.
+
+    Its folder is made if it is missing, as after a boot before the daemon's first start.
+    """
     try:
+        path.parent.mkdir(mode=0o750, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise FmctlError(f"{path} cannot be locked", why=error.strerror or str(error), fix="run as root") from error

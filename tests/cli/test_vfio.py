@@ -138,7 +138,7 @@ def test_a_dry_run_prints_the_same_and_writes_nothing(host: SimulatedBus, tmp_pa
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == run("vfio", command, "--simulate", BOARD).stdout
     assert overrides(tmp_path) == {"(null)\n"}
-    assert not (tmp_path / "run" / "fmctl.lock").exists()
+    assert not (tmp_path / "run" / "fmctl").exists()
 
 
 def test_what_is_as_wanted_needs_nothing(host: SimulatedBus, tmp_path: Path) -> None:
@@ -191,7 +191,8 @@ def test_a_kernel_that_does_not_do_as_told_is_a_failure_that_says_where(host: Si
 
 def test_one_process_at_a_time(host: SimulatedBus, tmp_path: Path) -> None:
     lay_out(host, tmp_path)
-    with (tmp_path / "run" / "fmctl.lock").open("w") as lock:
+    (tmp_path / "run" / "fmctl").mkdir()
+    with (tmp_path / "run" / "fmctl" / "host.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run("vfio", "bind", "--root", str(tmp_path))
     assert done.returncode == 5

@@ -54,7 +54,15 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
+def test_its_folder_is_made(tmp_path: Path) -> None:
+    with locked(tmp_path / "fmctl" / "x.lock"):
+        assert (tmp_path / "fmctl").stat().st_mode & 0o777 == 0o750
+
+
 def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FmctlError, match=os.strerror(errno.ENOENT)) as failure, locked(tmp_path / "none" / "x.lock"):
+    with (
+        pytest.raises(FmctlError, match=os.strerror(errno.ENOENT)) as failure,
+        locked(tmp_path / "none" / "none" / "x.lock"),
+    ):
         raise AssertionError("it is in")
     assert failure.value.fix == "run as root"
