@@ -243,7 +243,7 @@ def _plain(found: Image, use: str) -> dict[str, Any]:
 def _checked(found: Image, *, in_store: bool) -> str:
     signer = f"made by the key {found.signed_by}" if found.signed_by else "not asked for, and by no pinned key"
     hashes = [f"  {file}: its SHA-256 is {sha}\n" for file, sha in sorted(found.manifest.files.items())]
-    rights = "  rights: the files can be written by nobody else\n" if in_store else ""
+    rights = "  owners: nobody but root and the users of fmctl and QEMU can write the files\n" if in_store else ""
     return (
         f"the image {found.name} is what its manifest says\n"
         f"  manifest.json: its SHA-256 is {found.digest}\n"

@@ -85,7 +85,7 @@ def test_a_new_key_signs_an_image_that_is_added_and_verified(
     )
     told = printed("verify", "one", "--config", settings)
     assert f"  manifest.json.sig: made by the key {fingerprint}\n" in told
-    assert told.endswith("  rights: the files can be written by nobody else\n")
+    assert told.endswith("  owners: nobody but root and the users of fmctl and QEMU can write the files\n")
 
 
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
