@@ -19,6 +19,8 @@ QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 """The XML namespace by which a document passes options to QEMU itself."""
 NO_MMAP = "vfio-pci.x-no-mmap=true"
 """The one option about host devices that QEMU itself is passed."""
+KEEP_OWNER = {"model": "dac", "relabel": "no"}
+"""The label of a read-only disk whose file libvirt is not to give to QEMU's user; it leaves sVirt alone."""
 _HOSTDEV = {"mode": "subsystem", "type": "pci", "managed": "no"}
 
 
@@ -72,7 +74,10 @@ def differences(xml: str, fingerprint: str, wanted: Wanted) -> Iterator[str]:
         [_source(card, "network") or f"a {card.get('type')}" for card in root.iterfind("devices/interface")],
         [wanted.network] if wanted.network else [],
     )
-    if any(label.get("type") == "none" or label.get("relabel") == "no" for label in root.iter("seclabel")):
+    kept = [label for disk in root.iterfind("devices/disk[readonly]") for label in disk.iterfind("source/seclabel")]
+    owners = [label for label in kept if label.attrib == KEEP_OWNER]
+    labels = [label for label in root.iter("seclabel") if label not in owners]
+    if any(label.get("type") == "none" or label.get("relabel") == "no" for label in labels):
         yield "a seclabel switches sVirt off"
 
 

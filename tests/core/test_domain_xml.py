@@ -235,7 +235,7 @@ SVIRT = "a seclabel switches sVirt off"
         (("<readonly/>", ""), "one of its disks is not read-only"),
         (device("<disk type='file'><source file='/data'/></disk>"), "one of its disks is not read-only"),
         (
-            ("file='{{ vm.root_image }}'", "file='/x'"),
+            ("'vda', vm.root_image", "'vda', '/x'"),
             "its first disks: /x, where /var/lib/libvirt/images/fmctl-service-",
         ),
         (
@@ -259,14 +259,18 @@ def test_a_template_that_makes_another_domain_is_refused(edit: tuple[str, str], 
     ("edit", "difference"),
     [
         (
-            ("{{ vm.agent_image }}'/>", "/x'/>"),
+            ("'vdb', vm.agent_image", "'vdb', '/x'"),
             "its first disks: /var/lib/fmctl/images/580-1/root.squashfs, /x, where ",
         ),
         (
-            ("{{ vm.root_image }}'/>", "{{ vm.agent_image }}'/>"),
+            ("'vda', vm.root_image", "'vda', vm.agent_image"),
             "its first disks: /var/lib/fmctl/images/580-1/agent.tar, ",
         ),
         (("image='{{ vm.image }}'", ""), "the image in its metadata: none, where 580-1 is wanted"),
+        (("model='dac' relabel='no'", "relabel='no'"), SVIRT),
+        (("model='dac' relabel='no'", "model='apparmor' relabel='no'"), SVIRT),
+        (("<seclabel model='dac' relabel='no'/>", "<seclabel type='none'/>"), SVIRT),
+        (option("<seclabel model='dac' relabel='no'/>"), SVIRT),
     ],
 )
 def test_a_template_that_boots_another_image_is_refused(edit: tuple[str, str], difference: str) -> None:
@@ -287,8 +291,8 @@ def test_a_card_of_any_kind_is_refused_where_none_is_wanted(card: str) -> None:
 
 def test_all_differences_are_told_at_once() -> None:
     with pytest.raises(BadTemplate) as refusal:
-        rendered(SERVICE_VM.text.replace("<locked/>", "").replace("<readonly/>", ""))
-    assert refusal.value.why == "its memory is not locked; one of its disks is not read-only"
+        rendered(SERVICE_VM.text.replace("<locked/>", "").replace("<on_crash>destroy", "<on_crash>preserve"))
+    assert refusal.value.why == "on_crash: preserve, where destroy is wanted; its memory is not locked"
 
 
 @pytest.mark.parametrize(
