@@ -72,7 +72,7 @@ def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | Non
     notifier = notify.take()
     process.hold_lifeline()
     board = platforms.resolve(platform)
-    with SimulatedBoard(platform, state_dir, call_timeout=settings.call_timeout_s) as guest:
+    with SimulatedBoard(board, platform, state_dir, call_timeout=settings.call_timeout_s) as guest:
         pretended = SimulatedHost(board, guest.guest)
         console, claims = (
             AbsolutePath(PurePosixPath(path)) for path in (guest.console_log, guest.folder / "claims.json")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the templates of domain documents; `core.template` fills them.
+"""Finding the templates of domain documents and of fabricmanager.cfg; `core` fills them.
 
-Ours lie in vm-templates: beside the package in a checkout, inside it once it is installed.
+Ours lie in vm-templates and in service-vm: beside the package in a checkout, inside it once it is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from fmctl.core.errors import FmctlError, InvalidDocument
 from fmctl.core.template import Template
 
 _PACKAGE = Path(__file__).parent
-_FOLDERS = (_PACKAGE / "vm-templates", _PACKAGE.parent / "vm-templates")
 
 
 def read(folder: Path | None = None) -> dict[str, Template]:
@@ -22,14 +21,20 @@ def read(folder: Path | None = None) -> dict[str, Template]:
         raise InvalidDocument(
             "the templates cannot be read", why=f"{folder} is no folder", fix="make it, or correct template_dir"
         )
-    return {ours.name: _template(ours, folder) for ours in sorted(_ours().glob("*.j2"))}
+    return {ours.name: _template(ours, folder) for ours in sorted(_ours("vm-templates").glob("*.j2"))}
 
 
-def _ours() -> Path:
-    for folder in _FOLDERS:
+def fabric_manager_config() -> Template:
+    """The template of Fabric Manager's configuration; raises FmctlError."""
+    return _template(_ours("service-vm") / "fabricmanager.cfg.j2", None)
+
+
+def _ours(name: str) -> Path:
+    folders = (_PACKAGE / name, _PACKAGE.parent / name)
+    for folder in folders:
         if folder.is_dir():
             return folder
-    raise FmctlError("fmctl's templates are missing", why=f"{_FOLDERS[0]} is no folder", fix="install fmctl again")
+    raise FmctlError("fmctl's templates are missing", why=f"{folders[0]} is no folder", fix="install fmctl again")
 
 
 def _template(ours: Path, folder: Path | None) -> Template:

@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "guest": {"core", "process"},
     "sim": {"core", "process"},
     "rpc": {"control", "core"},
-    "agent": {"control", "core", "guest", "host", "notify", "platforms", "process", "rpc", "sim", "watchdog"},
+    "agent": {
+        *("control", "core", "guest", "host", "notify", "platforms", "process", "rpc", "sim", "templates", "watchdog"),
+    },
     "daemon": {
         *("control", "core", "guest", "host", "local", "notify", "platforms", "process", "rpc", "sim", "watchdog"),
     },

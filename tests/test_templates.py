@@ -83,6 +83,26 @@ def test_an_installed_package_has_them_inside(tmp_path: Path) -> None:
     assert '"vm-templates" = "fmctl/vm-templates"' in (ROOT / "pyproject.toml").read_text()
 
 
+def test_fabric_manager_s_configuration_is_found_in_a_checkout_and_installed(tmp_path: Path) -> None:
+    ours = templates.fabric_manager_config()
+    assert ours.path == str(ROOT / "service-vm" / "fabricmanager.cfg.j2")
+    shutil.copytree(ROOT / "fmctl", tmp_path / "fmctl", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from fmctl import templates; print(templates.fabric_manager_config().text, end='')"
+
+    def found() -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-c", code]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert "fmctl's templates are missing" in found().stderr
+    shutil.copytree(ROOT / "service-vm", tmp_path / "fmctl" / "service-vm")
+    assert found().stdout == ours.text
+    project = (ROOT / "pyproject.toml").read_text()
+    assert '"service-vm/fabricmanager.cfg.j2" = "fmctl/service-vm/fabricmanager.cfg.j2"' in project
+    dependencies = project.partition("[project.optional-dependencies]")[0]
+    assert '"jinja2>=' in dependencies
+
+
 def test_a_package_without_them_says_so(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "fmctl", tmp_path / "fmctl", ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(

@@ -50,11 +50,6 @@ class LogBuffer:
                 self._bytes -= _size(self._lines.popleft())
             self._changed.notify_all()
 
-    def lose(self, count: int) -> None:
-        """Note that as many lines were lost before they came here: each has a number, and no text."""
-        with self._changed:
-            self._next += count
-
     def last(self, source: LogSource, count: int) -> tuple[str, ...]:
         """The texts of that source's newest lines, at most `count`."""
         with self._changed:

@@ -1,62 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fabric Manager's own process: the port `FabricProcess`. `control.agent` says when it starts, and how.
 
-Fabric Manager outlives the agent, since traffic must not hang on a restart of ours: it is started without a lifeline,
-and a record of it in a folder that ends with the guest's boot lets the next agent find it again.
+Before each start its configuration is written, and what else the hardware needs is started (`guest.nvlink5`). All that
+can refuse a start does so before a Fabric Manager that runs is ended.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
-import select
-import signal
+import tempfile
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fmctl import process
+from fmctl.core import fmconfig, fmversion
 from fmctl.core.answers import FabricFacts, ProcessState
 from fmctl.core.errors import FmctlError
+from fmctl.core.fmconfig import ConfigValues
+from fmctl.core.template import Template
+from fmctl.guest.kept import STOP_GRACE, KeptProcess
+from fmctl.guest.nvlink5 import Ports, SubnetManager
 
 log = logging.getLogger(__name__)
 
-STOP_GRACE = 10.0
-"""Seconds that Fabric Manager has to end by itself."""
+VERSION_TIMEOUT = 10.0
+"""Seconds that Fabric Manager has to print its version."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The fabricmanager.cfg to write, and what it is made of."""
+
+    path: Path
+    stock: Path
+    """NVIDIA's own, which may be missing."""
+    template: Template
+    values: ConfigValues
+
+    def write(self) -> dict[str, str]:
+        """Write it whole, and tell its keys; raises FmctlError where that is not possible."""
+        try:
+            stock = self.stock.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            stock = ""
+        except OSError as error:
+            raise _unusable(self.stock, error) from error
+        text = fmconfig.make(self.template, self.values, stock)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.path, text)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        return fmconfig.parse(text)
+
+    def written(self) -> dict[str, str]:
+        """The keys of what an earlier agent wrote in this boot; none where none did."""
+        try:
+            return fmconfig.parse(self.path.read_text("utf-8", errors="replace"))
+        except OSError:
+            return {}
 
 
 class FmService:
-    """Starts and stops the process that `command` runs in the foreground."""
+    """Starts and stops the program `command`, with fixed arguments, in the foreground."""
 
-    def __init__(self, command: Sequence[str], record: Path, *, stop_grace: float = STOP_GRACE) -> None:
-        """`record` lies in a folder that a reboot empties, such as /run/fmctl.
+    def __init__(
+        self,
+        command: Sequence[str],
+        configuration: Configuration,
+        run_dir: Path,
+        *,
+        nvlsm_command: Sequence[str] = (),
+        root: Path = Path("/"),
+        ports: Ports | None = None,
+        stop_grace: float = STOP_GRACE,
+    ) -> None:
+        """`run_dir` is a folder that a reboot empties, and `root` stands for /.
 
         A process that is to end has `stop_grace` seconds to do so by itself.
         """
         self._command = tuple(command)
-        self._record = record
-        self._stop_grace = stop_grace
-        self._child: process.Child | None = None
+        self._configuration = configuration
+        self._root = root
+        self._ports = ports or Ports(root)
+        self._process = KeptProcess("Fabric Manager", run_dir / "fabric-manager.json", stop_grace=stop_grace)
+        self._nvlsm = SubnetManager(nvlsm_command, run_dir / "nvlsm.json", stop_grace=stop_grace)
+        self._facts = FabricFacts()
+        self._turn = threading.Lock()
 
     def state(self) -> ProcessState:
         """Whether it runs, or ran in this boot."""
-        if not self._command:
-            return ProcessState.UNMANAGED
-        if self._child is not None and self._child.poll() is None:
-            return ProcessState.RUNNING
-        if not self._record.exists():
-            return ProcessState.NOT_STARTED
-        return ProcessState.RUNNING if self._recorded() else ProcessState.ENDED
+        return self._process.state() if self._command else ProcessState.UNMANAGED
 
     def facts(self) -> FabricFacts:
-        """What is known of it."""
-        return FabricFacts()
+        """What was read when Fabric Manager last started, or with `look`, and how NVLSM is now."""
+        return replace(self._facts, nvlsm=self._nvlsm.state())
+
+    def look(self) -> None:
+        """Read the versions and the configuration of what an earlier agent started; takes as long as the program does.
+
+        A program that has not run in this boot is left alone until it starts.
+        """
+        with self._turn:
+            ran = self.state() in (ProcessState.RUNNING, ProcessState.ENDED)
+            version = self._version() if ran else ""
+            self._facts = FabricFacts(version, self._driver(), self._configuration.written() if ran else {})
 
     def start(self, *, restart: bool) -> None:
         """Start it, in the place of one that runs; with `restart` it takes up its state file and waits for a list.
 
-        Raises FmctlError where it cannot be started or ended.
+        Raises VersionMismatch where its version is not the driver's, and FmctlError where it cannot be started or
+        ended.
         """
         if not self._command:
             raise FmctlError(
@@ -64,65 +121,55 @@ class FmService:
                 why="its setting fm_command is empty",
                 fix="set fm_command in the Service VM, or start Fabric Manager there",
             )
-        self._stop()
-        child = process.Child([*self._command, *(["--restart"] if restart else [])], lifeline=False)
-        self._child = child
-        self._write(child.pid)
-        log.info("started Fabric Manager %s as process %d", "to take up its state" if restart else "fresh", child.pid)
+        with self._turn:
+            self._start(restart=restart)
 
-    def _stop(self) -> None:
-        running = self._child is not None and self._child.poll() is None
-        pid = self._child.pid if running and self._child is not None else self._recorded()
-        if pid is None:
-            return
-        log.info("ending Fabric Manager, process %d", pid)
-        if not _ended(pid, self._stop_grace):
-            raise FmctlError(f"Fabric Manager, process {pid}, does not end", fix="reboot the Service VM")
-        if self._child is not None:
-            self._child.wait(self._stop_grace)
+    def _start(self, *, restart: bool) -> None:
+        version, driver = self._version(), self._driver()
+        self._facts = replace(self._facts, fm_version=version, driver_version=driver)
+        fmversion.refuse_difference(version, driver)
+        guid = self._ports.find()
+        self._facts = replace(self._facts, config=self._configuration.write())
+        self._process.stop()
+        if guid is not None:
+            self._nvlsm.start(guid, restart=restart)
+        argv = [*self._command, "-c", str(self._configuration.path)]
+        argv += [] if guid is None else ["-g", guid]
+        pid = self._process.start([*argv, *(["--restart"] if restart else [])])
+        log.info("started Fabric Manager %s as process %d", "to take up its state" if restart else "fresh", pid)
 
-    def _write(self, pid: int) -> None:
-        """Note the process by its id and start time, which no other process of this boot has both of."""
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._record.with_suffix(".new")
-        temporary.write_text(json.dumps({"pid": pid, "started": self._started(pid)}))
-        temporary.replace(self._record)
-
-    def _recorded(self) -> int | None:
-        """The process of the record if it is alive."""
+    def _version(self) -> str:
+        """Fabric Manager's version; empty where it cannot be told."""
         try:
-            noted = json.loads(self._record.read_text())
-            pid, started = int(noted["pid"]), noted["started"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return pid if started is not None and self._started(pid) == started else None
+            return fmversion.parse(process.run([*self._command, "-v"], timeout=VERSION_TIMEOUT))
+        except process.CommandFailed as error:
+            log.warning("Fabric Manager's version is unknown: %s", error)
+            return ""
 
-    @staticmethod
-    def _started(pid: int) -> str | None:
-        """When it started, in clock ticks since boot (proc(5)); None where it is gone or a zombie."""
+    def _driver(self) -> str:
+        """The NVIDIA driver's version; empty where none is loaded."""
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (self._root / "sys" / "module" / "nvidia" / "version").read_text().strip()
         except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
+            return ""
 
 
-def _ended(pid: int, grace: float) -> bool:
-    """Whether the process ended: on request, or after `grace` seconds without mercy."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return any(_signalled(descriptor, number, grace) for number in (signal.SIGTERM, signal.SIGKILL))
-    finally:
-        os.close(descriptor)
+def _replace(path: Path, text: str) -> None:
+    """Write the file so that at any time it is whole, the old one or the new."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as stream:
+        try:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            Path(stream.name).replace(path)
+        except OSError:
+            Path(stream.name).unlink(missing_ok=True)
+            raise
 
 
-def _signalled(descriptor: int, number: signal.Signals, timeout: float) -> bool:
-    """Whether the process ended within `timeout` seconds of the signal."""
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(descriptor, number)
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(timeout * 1000))
+def _unusable(path: Path, error: OSError) -> FmctlError:
+    return FmctlError(
+        "Fabric Manager is not started", why=f"{path}: {error.strerror or error}", fix="correct agent.yaml"
+    )

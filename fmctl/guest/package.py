@@ -16,6 +16,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from fmctl.core.errors import BadRequest, FmctlError
@@ -32,10 +33,14 @@ ENTRY = f"{ROOT}/__main__.py"
 class Package:
     """The folder `where`, and the archive in it that this agent runs from."""
 
-    def __init__(self, where: Path, digest: str) -> None:
-        """`digest` is empty where the agent was installed otherwise; it can be replaced then, too."""
+    def __init__(self, where: Path, digest: str, confirmed: Callable[[], None] = lambda: None) -> None:
+        """`digest` is empty where the agent was installed otherwise; it can be replaced then, too.
+
+        `confirmed` is called when the trial of this agent ends well.
+        """
         self._where = where
         self.digest = digest
+        self._confirmed = confirmed
 
     @property
     def on_trial(self) -> bool:
@@ -74,6 +79,7 @@ class Package:
             log.error("the trial of this agent cannot be ended: %s", error)
             return
         log.info("the trial of this agent is over: the daemon reached it")
+        self._confirmed()
 
     def _prune(self, digest: str) -> None:
         """Remove the folders that no start takes any more: they lie in memory."""

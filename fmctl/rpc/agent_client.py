@@ -95,7 +95,8 @@ class AgentClient(Client):
 
     def replace(self, archive: bytes, digest: str, *, timeout: float) -> None:
         """Let another agent be tried in the place of this one."""
-        self.call(self._stub.ReplaceAgent, manager.ReplaceAgentRequest(archive=archive, digest=digest), timeout)
+        request = manager.ReplaceAgentRequest(archive=archive, digest=digest)
+        self.call(self._stub.ReplaceAgent, request, timeout, changes=True)
 
     def logs(self, after: LogPosition) -> LogCall:
         """The lines of the logs after that position."""
@@ -128,7 +129,7 @@ class LogCall:
 def _line(message: manager.StreamLogsResponse) -> LogLine:
     return LogLine(
         _SOURCES.get(message.source, LogSource.FABRIC_MANAGER),
-        message.time.ToNanoseconds() / 1e9,
+        message.time.ToMicroseconds() / 1e6,
         message.text,
         message.sequence,
         message.instance,

@@ -106,8 +106,9 @@ class FabricManagerServicer(FabricManagerServiceServicer):
     ) -> Iterator[messages.StreamLogsResponse]:
         """The logs, until the caller or the agent ends."""
         stream = self._agent.logs(LogPosition(request.instance, request.after))
-        if context.add_callback(stream.close):
-            yield from map(_line, stream)
+        if not context.add_callback(stream.close):
+            stream.close()  # the caller is gone already
+        yield from map(_line, stream)
 
 
 def _line(line: LogLine) -> messages.StreamLogsResponse:
@@ -118,7 +119,7 @@ def _line(line: LogLine) -> messages.StreamLogsResponse:
         source=_SOURCES[line.source],
         text=line.text,
     )
-    message.time.FromNanoseconds(int(line.time * 1e9))
+    message.time.FromMicroseconds(round(line.time * 1e6))
     return message
 
 

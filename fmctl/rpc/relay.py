@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import socket
@@ -76,6 +77,15 @@ class Relay:
         self._connections: set[asyncio.Task[None]] = set()
         self._said: dict[str, float] = {}
         self._cleanup = contextlib.ExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def probe(self, timeout: float = 5.0) -> None:
+        """Raise TimeoutError unless its thread's loop turns within `timeout` seconds."""
+        turned = threading.Event()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(turned.set)
+        if not turned.wait(timeout):
+            raise TimeoutError(errno.ETIMEDOUT, "the relay's loop does not turn")
 
     def __enter__(self) -> Relay:
         with contextlib.ExitStack() as cleanup:
@@ -95,7 +105,7 @@ class Relay:
 
     async def _serve(self, listener: socket.socket, started: Future[Callable[[], object]]) -> None:
         """Accept until the function that `started` hands out is called; asyncio.run then ends all connections."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         loop.add_reader(listener, self._accept, listener)
         started.set_result(functools.partial(loop.call_soon_threadsafe, stopping.set))

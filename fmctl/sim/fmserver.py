@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -45,6 +45,10 @@ class Options:
     """Seconds that every call takes before it has an effect."""
     missing_gpus: Collection[int] = ()
     faults: Faults = NO_FAULTS
+    serves_partitions: bool = True
+    """Whether it runs in shared NVSwitch mode; else every call is NOT_SUPPORTED."""
+    tell: Callable[[str, str], None] = lambda level, text: None
+    """Takes a level and a text for its log."""
 
 
 def run(options: Options) -> None:
@@ -87,6 +91,8 @@ class FmServer:
         self.latency = options.latency
         self.connections: set[Connection] = set()
         self._fabric = fabric
+        self._serves_partitions = options.serves_partitions
+        self._tell = options.tell
         self._state_file = None if options.restart else options.state_file
         self._plan = FaultPlan(options.faults)
         self._told = asyncio.Event()
@@ -116,7 +122,9 @@ class FmServer:
         await asyncio.sleep(self._fabric.ready_at - loop.time())
         if self._state_file is not None:
             _save(self._fabric.state, self._state_file)
+            self._tell("INFO", "every NVSwitch is set up to route NVLink traffic")
         if self._fabric.fails_at is not None:
+            self._tell("INFO", f"waiting {RESTART_WINDOW:g} s to be told the active partitions")
             try:
                 await asyncio.wait_for(self._told.wait(), self._fabric.fails_at - loop.time())
             except asyncio.TimeoutError:
@@ -125,15 +133,20 @@ class FmServer:
 
     def _payload(self, request: Request, lie: Lie | None, now: float) -> bytes:
         fabric = self._fabric
+        if not self._serves_partitions:
+            raise Rejected(FmCode.NOT_SUPPORTED)
         match request.operation:
             case Operation.LIST:
                 return self._pack(fabric.partitions(now), lie)
             case Operation.ACTIVATE:
                 fabric.activate(request.argument, now)
+                self._tell("INFO", f"partition {request.argument} is activated")
             case Operation.DEACTIVATE:
                 fabric.deactivate(request.argument, now)
+                self._tell("INFO", f"partition {request.argument} is deactivated")
             case Operation.SET_ACTIVATED:
                 fabric.set_activated(request.partition_ids, now)
+                self._tell("INFO", f"taking up {len(request.partition_ids)} active partitions")
                 self._told.set()
             case Operation.FAILED_DEVICES:
                 return wire.failed_devices(fabric.failed_devices(now), lie)

@@ -40,6 +40,20 @@ async def listen(address: Address, protocol: Callable[[], asyncio.Protocol]) -> 
             server.close()
 
 
+def answers(address: Address) -> bool:
+    """Whether something takes connections there."""
+    match address.where:
+        case UnixAddress(path):
+            probe, target = socket.socket(socket.AF_UNIX), path
+        case TcpAddress(host, port):
+            probe, target = socket.socket(), (host, port)  # type: ignore[assignment]
+        case VsockAddress(cid, port):
+            probe, target = socket.socket(socket.AF_VSOCK), (cid, port)  # type: ignore[assignment]
+    with probe:
+        probe.settimeout(1)
+        return probe.connect_ex(target) == 0
+
+
 def _bind(address: Address) -> socket.socket:
     match address.where:
         case UnixAddress(path):

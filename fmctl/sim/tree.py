@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in a pretended Service VM, as a process tree: the Fabric Manager of `sim.fmserver` and an agent.
+"""What runs in a pretended Service VM, as a process tree: an agent, and what it starts.
 
-What dies in it is started again, as systemd would do; a Fabric Manager that died comes back empty. `sim.hypervisor`
-says when the Service VM runs.
+An agent that dies is started again, as systemd would do. It starts `sim.nvfabricmanager`, when the daemon says so, as
+it would start the real one. `sim.hypervisor` says when the Service VM runs, and `sim.power` ends all with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fmctl import process
+from fmctl.core import schema
 from fmctl.core.address import Address
 from fmctl.core.domain import Domain
 from fmctl.core.errors import BadRequest
-from fmctl.sim import shim
+from fmctl.core.platform import Platform
+from fmctl.sim import guestfiles, power, shim
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +32,16 @@ RESTART_DELAY = 1.0
 
 
 class SimulatedBoard:
-    """Fabric Manager and agent of one board. As a context manager it has a folder for as long as the block."""
+    """The guest of one board. As a context manager it has a folder for as long as the block."""
 
-    def __init__(self, platform: str, folder: Path | None = None, *, call_timeout: float = 30.0) -> None:
-        """Everything lies in `folder`, or in a temporary one; `platform` is a name or a path.
+    def __init__(
+        self, board: Platform, platform: str, folder: Path | None = None, *, call_timeout: float = 30.0
+    ) -> None:
+        """Everything lies in `folder`, or in a temporary one; `platform` is the board's name, or its file's.
 
         Raises FmctlError where the folder cannot serve.
         """
+        self._board = board
         self._platform = platform
         self._call_timeout = call_timeout
         self._temporary = folder is None
@@ -49,18 +56,34 @@ class SimulatedBoard:
 
     @contextlib.contextmanager
     def guest(self, domain: Domain) -> Iterator[None]:
-        """Fabric Manager and agent from their boot to the guest's end; they remember nothing of an earlier boot."""
-        state = self.folder / "fabricmanager.state"
-        state.unlink(missing_ok=True)
+        """The agent and what it starts, from their boot to the guest's end; nothing is left of an earlier boot."""
         self.console_log.write_text(f"the pretended guest boots in {domain.name}\n")
-        served = ["--listen", str(self._fm_address), "--state-file", str(state)]
-        asked = ["--listen", str(self.agent_address), "--fm-address", str(self._fm_address)]
-        asked += ["--library", str(self._library), "--call-timeout", str(self._call_timeout)]
-        with (
-            _Kept("Fabric Manager", ["sim", "fm", "--platform", self._platform, *served]),
-            _Kept("agent", ["agent", *asked]),
-        ):
+        inside = self.folder / "guest"
+        shutil.rmtree(inside, ignore_errors=True)
+        guestfiles.make(inside, self._board)
+        fifo = inside / "power"
+        settings = inside / "agent.yaml"
+        settings.write_text(schema.dump(self._settings(inside, fifo)))
+        with power.supply(fifo), _Kept("agent", ["agent", "--config", str(settings)]):
             yield
+
+    def _settings(self, inside: Path, fifo: Path) -> dict[str, Any]:
+        """The agent's settings, all of whose paths lie in the guest's folder."""
+        simulated = functools.partial(process.python, "fmctl", "sim")
+        return {
+            "listen": str(self.agent_address),
+            "fm_address": str(self._fm_address),
+            "fm_command": simulated("nv-fabricmanager", "--platform", self._platform, "--power", str(fifo)),
+            "fm_config": f"{inside}/run/fabricmanager.cfg",
+            "fm_stock_config": str(guestfiles.stock_config(inside)),
+            "fm_log": f"{inside}/var/log/fabricmanager.log",
+            "nvlsm_command": simulated("nvlsm", "--power", str(fifo)),
+            "run_dir": f"{inside}/run",
+            "agent_dir": f"{inside}/run/agent",
+            "system_root": str(inside),
+            "library": str(self._library),
+            "call_timeout_s": self._call_timeout,
+        }
 
     def _socket(self, name: str) -> Address:
         try:

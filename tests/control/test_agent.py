@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -8,14 +9,17 @@ import pytest
 from fmctl import platforms
 from fmctl.control.agent import LocalAgent
 from fmctl.control.fabric import FabricController
-from fmctl.core.answers import FabricState, StartMode
-from fmctl.core.errors import FabricBusy, FmctlError
+from fmctl.control.logbuffer import LogBuffer
+from fmctl.core.answers import FabricFacts, FabricState, StartMode
+from fmctl.core.errors import BadRequest, FabricBusy, FmctlError
+from fmctl.core.loglines import LogPosition, LogSource
 from fmctl.core.partition import PartitionList
 from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.fmservice import MemoryProcess, Unmanaged
 from fmctl.sim.gate import MemoryGate
 from fmctl.sim.nvfm import MemoryNvfm
+from fmctl.sim.package import MemoryPackage
 
 
 class Clock:
@@ -97,8 +101,18 @@ class Host:
         self.pauses: list[float] = []
         self.paused: Callable[[], None] = lambda: None
         self.ends = 0
+        self.package = MemoryPackage("0" * 64, trial=True)
+        self.logs = LogBuffer()
         self.agent = LocalAgent(
-            self.nvfm, self.process, self._end, library="memory", call_timeout=30, clock=self.clock, pause=self._pause
+            self.nvfm,
+            self.process,
+            self._end,
+            library="memory",
+            call_timeout=30,
+            package=self.package,
+            logs=self.logs,
+            clock=self.clock,
+            pause=self._pause,
         )
 
     def _pause(self, seconds: float) -> None:
@@ -205,3 +219,46 @@ def test_a_restart_of_the_agent_is_its_end() -> None:
     host = Host()
     host.agent.restart(timeout=1)
     assert host.ends == 1
+
+
+def test_a_status_tells_all_that_is_known() -> None:
+    host = Host()
+    for number in range(30):
+        host.logs.add(LogSource.FABRIC_MANAGER, 1.0, f"line {number}")
+    facts = FabricFacts("580.95.05", "570.86.15", {"FABRIC_MODE": "1"}, "running")
+    host.process.facts = lambda: facts  # type: ignore[method-assign]
+    status = host.agent.status(timeout=1)
+    assert (status.digest, status.fm_version, status.driver_version) == ("0" * 64, "580.95.05", "570.86.15")
+    assert status.versions_differ == "Fabric Manager is 580.95.05, and the driver 570.86.15"
+    assert status.fm_log == tuple(f"line {number}" for number in range(10, 30))
+    assert (status.fm_config, status.nvlsm) == ({"FABRIC_MODE": "1"}, "running")
+
+
+def test_only_the_daemon_s_question_ends_a_trial() -> None:
+    host = Host()
+    host.agent.recent_status(5, timeout=1)
+    assert host.package.trial
+    host.agent.status(timeout=1)
+    assert not host.package.trial
+
+
+def test_a_replacement_ends_the_agent_and_a_wrong_one_does_not() -> None:
+    host = Host()
+    with pytest.raises(BadRequest):
+        host.agent.replace(b"archive", "0" * 64, timeout=1)
+    assert host.ends == 0
+    host.agent.replace(b"archive", hashlib.sha256(b"archive").hexdigest(), timeout=1)
+    assert (host.ends, host.package.put_digest) == (1, hashlib.sha256(b"archive").hexdigest())
+
+
+def test_one_that_keeps_no_archives_cannot_be_replaced() -> None:
+    agent = LocalAgent(MemoryNvfm(None), Unmanaged(), lambda: None, library="memory", call_timeout=30)
+    with pytest.raises(BadRequest, match="it keeps no archives"):
+        agent.replace(b"", "", timeout=1)
+    assert agent.status(timeout=1).digest == ""
+
+
+def test_its_logs_are_told() -> None:
+    host = Host()
+    host.logs.add(LogSource.KERNEL, 2.0, "x")
+    assert next(host.agent.logs(LogPosition())).text == "x"

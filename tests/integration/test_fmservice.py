@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from fmctl import platforms
+from fmctl.core import schema
 from fmctl.core.address import Address
 from fmctl.core.answers import FabricState, StartMode
-from fmctl.core.errors import FmctlError
+from fmctl.core.errors import FmctlError, VersionMismatch
+from fmctl.core.loglines import LogPosition, LogSource
 from fmctl.rpc.agent_client import AgentClient
-from fmctl.sim import shim
+from fmctl.sim import guestfiles, shim
 from tests.support import Program, eventually
 
 T = 30.0
@@ -27,13 +30,24 @@ class Guest:
 
     def __init__(self, folder: Path, cleanup: contextlib.ExitStack) -> None:
         self._folder = folder
+        self.root = folder / "root"
         self._cleanup = cleanup
         at = f"unix:{folder}"
-        served = f"--platform, hgx-h100-8, --listen, '{at}/fm.sock', --state-file, {folder}/fm.state"
-        (folder / "agent.yaml").write_text(
-            f"listen: {at}/agent.sock\nrun_dir: {folder}/run\nfm_address: {at}/fm.sock\n"
-            f"library: {shim.build()}/libnvfm.so.1\nfm_command: [{sys.executable}, -m, fmctl, sim, fm, {served}]\n"
-        )
+        guestfiles.make(folder / "root", platforms.load("hgx-h100-8"))
+        command = [sys.executable, "-m", "fmctl", "sim", "nv-fabricmanager", "--platform", "hgx-h100-8"]
+        settings = {
+            "listen": f"{at}/agent.sock",
+            "run_dir": f"{folder}/run",
+            "fm_address": f"{at}/fm.sock",
+            "fm_command": command,
+            "fm_config": f"{folder}/fm.cfg",
+            "fm_stock_config": str(guestfiles.stock_config(folder / "root")),
+            "fm_log": f"{folder}/fm.log",
+            "system_root": f"{folder}/root",
+            "agent_dir": f"{folder}/agents",
+            "library": f"{shim.build()}/libnvfm.so.1",
+        }
+        (folder / "agent.yaml").write_text(schema.dump(settings))
         self.client = cleanup.enter_context(contextlib.closing(AgentClient(Address.parse(f"{at}/agent.sock"))))
         self.agent = self.boot_agent()
 
@@ -52,7 +66,7 @@ class Guest:
 
     def fabric_manager(self) -> int:
         """The process of Fabric Manager, whoever its parent is now; 0 for none."""
-        wanted = str(self._folder / "fm.state").encode()
+        wanted = str(self._folder / "fm.cfg").encode()
         for command in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 if wanted in command.read_bytes().split(b"\0"):
@@ -101,6 +115,50 @@ def test_a_start_that_cannot_work_says_why(guest: Guest) -> None:
     with pytest.raises(FmctlError, match="ended before it took the active partitions"):
         guest.client.start_fabric_manager(StartMode.RESTART, (), timeout=T)
     assert guest.state is FabricState.ENDED
+
+
+def test_its_status_tells_what_it_started_and_so_does_the_next_agent_s(guest: Guest) -> None:
+    guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
+    eventually(lambda: guest.state is FabricState.READY)
+
+    def is_told() -> bool:
+        status = guest.client.status(timeout=T)
+        known = (status.fm_version, status.driver_version, status.versions_differ, status.nvlsm)
+        return (
+            known == ("580.95.05", "580.95.05", "", "")
+            and status.fm_config.get("FABRIC_MODE") == "1"
+            and any("every NVSwitch is set up" in line for line in status.fm_log)
+        )
+
+    eventually(is_told)
+    guest.agent.end(signal.SIGKILL)
+    guest.boot_agent()
+    eventually(is_told)
+
+
+def test_another_driver_refuses_the_start_and_names_both(guest: Guest) -> None:
+    (guest.root / "sys" / "module" / "nvidia" / "version").write_text("570.86.15\n")
+    with pytest.raises(VersionMismatch) as refusal:
+        guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
+    assert refusal.value.why == "Fabric Manager is 580.95.05, and the driver 570.86.15"
+    status = guest.client.status(timeout=T)
+    assert status.state is FabricState.NOT_STARTED
+    assert status.versions_differ == "Fabric Manager is 580.95.05, and the driver 570.86.15"
+
+
+def test_both_logs_are_streamed(guest: Guest) -> None:
+    guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
+    with (guest.root / "dev" / "kmsg").open("a") as kernel:
+        kernel.write("4,1,1000000,-;nvidia-nvswitch0: SXid (PCI:0000:04:00.0): 28006, Non-fatal, Link 46\n")
+    stream = guest.client.logs(LogPosition())
+    seen = {}
+    for line in stream:
+        seen[line.source] = line.text
+        if len(seen) == 2:
+            break
+    stream.close()
+    assert "28006" in seen[LogSource.KERNEL]
+    assert "[INFO]" in seen[LogSource.FABRIC_MANAGER]
 
 
 def _active(guest: Guest) -> list[int]:

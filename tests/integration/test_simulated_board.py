@@ -125,7 +125,7 @@ def test_a_signal_stops_the_whole_tree(start_daemon: StartDaemon, folder: Path, 
     below = children(fmctl.program.process.pid)
     assert len(below) >= 3
     assert fmctl.program.end(number) == 0
-    assert [pid for pid in below if Path(f"/proc/{pid}").exists()] == []
+    eventually(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()], within=2)
     assert not (folder / "fmctld.sock").exists()
     assert "Traceback" not in fmctl.program.log
 
@@ -156,12 +156,33 @@ def test_a_killed_agent_is_replaced(start_daemon: StartDaemon) -> None:
     assert "already active" in fmctl.done("activate", "3")
 
 
-def test_a_killed_fabric_manager_comes_back_empty(start_daemon: StartDaemon) -> None:
+@pytest.mark.parametrize("board", ["hgx-h100-8", "hgx-b200-8"])
+def test_a_killed_fabric_manager_takes_up_what_was_active(start_daemon: StartDaemon, board: str) -> None:
+    fmctl = start_daemon(board=board)
+    fmctl.done("activate", "4")
+    killed = child(fmctl.program.process.pid, "nv-fabricmanager")
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: child(fmctl.program.process.pid, "nv-fabricmanager") != killed)
+    fmctl.done("wait")
+    assert fmctl.active() == [4]
+    assert "already active" in fmctl.done("activate", "4")
+
+
+def test_fabric_manager_goes_on_without_its_agent(start_daemon: StartDaemon) -> None:
     fmctl = start_daemon()
-    fmctl.done("activate", "3")
-    os.kill(child(fmctl.program.process.pid, "sim"), signal.SIGKILL)
-    eventually(lambda: fmctl("list").returncode == 0 and fmctl.active() == [])
-    assert "now active" in fmctl.done("activate", "3")
+    started = child(fmctl.program.process.pid, "nv-fabricmanager")
+    os.kill(child(fmctl.program.process.pid, "agent"), signal.SIGKILL)
+    eventually(lambda: fmctl("activate", "3").returncode == 0)
+    assert Path(f"/proc/{started}").exists()
+    assert fmctl.active() == [3]
+
+
+def test_a_board_with_nvlink_5_has_its_subnet_manager(start_daemon: StartDaemon) -> None:
+    fmctl = start_daemon(board="hgx-b200-8")
+    agent = child(fmctl.program.process.pid, "agent")
+    for program in ("nvlsm", "nv-fabricmanager"):
+        command = Path(f"/proc/{child(agent, program)}/cmdline").read_text().split("\0")
+        assert command[command.index("-g") + 1] == "0x946dae0300000001"
 
 
 def test_a_killed_worker_is_replaced(start_daemon: StartDaemon) -> None:

@@ -308,3 +308,23 @@ def test_stopping_ends_connections_that_are_dialled_idle_or_stuck(place: Place, 
         assert drain(near) == b""
         assert not place.path.exists()
     assert (descriptors(), threading.active_count()) == before
+
+
+def test_a_relay_s_probe_tells_whether_its_loop_turns(place: Place, agent: socket.socket) -> None:
+    held = threading.Event()
+
+    async def holding(cleanup: contextlib.ExitStack) -> socket.socket:
+        held.set()
+        time.sleep(1)  # as a loop would that is stuck
+        raise OSError(errno.ECONNREFUSED, "no")
+
+    relay = place.relay(dial=holding)
+    with pytest.raises(TimeoutError):
+        relay.probe(0.01)
+    with relay:
+        relay.probe(5)
+        with place.connect():
+            assert held.wait(5)
+            with pytest.raises(TimeoutError):
+                relay.probe(0.1)
+            relay.probe(5)
