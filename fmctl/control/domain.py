@@ -32,6 +32,8 @@ END_TIMEOUT = 45.0
 """Seconds that libvirt has to end the domain: it waits ten for QEMU, and two for each hostdev."""
 CREATE_TIMEOUT = 60.0
 """Seconds that libvirt has to start the domain: QEMU pins all of its memory, and the kernel resets every NVSwitch."""
+CHOOSE = "`fmctl image add FOLDER`, then `fmctl service-vm upgrade IMAGE`"
+"""What to do where no image is chosen."""
 POLL_INTERVAL = 0.3
 """Seconds between two looks at a domain that is to end."""
 
@@ -109,6 +111,12 @@ class OwnDomain:
         images = self._world.images
         return None if images is None else images.read(_chosen(images))
 
+    @property
+    def has_nothing_to_boot(self) -> bool:
+        """Whether no image is chosen, where images are what it boots; raises FmctlError."""
+        images = self._world.images
+        return images is not None and images.trial() is None and images.current() is None
+
     def differs(self, domain: Domain, inventory: Inventory) -> bool:
         """Whether its next start takes another domain than this one."""
         try:
@@ -167,11 +175,7 @@ def _chosen(images: ImageStore) -> str:
     """The image to boot: the one that is tried, else the one in use; raises FmctlError."""
     name = images.trial() or images.current()
     if name is None:
-        raise FmctlError(
-            "the Service VM has nothing to boot",
-            why="no image is chosen",
-            fix="`fmctl image add FOLDER`, then `fmctl service-vm upgrade IMAGE`",
-        )
+        raise FmctlError("the Service VM has nothing to boot", why="no image is chosen", fix=CHOOSE)
     return name
 
 

@@ -108,10 +108,9 @@ class Operator:
                 )
             self._keeper.rest(POLL_INTERVAL)
         if store.current() != name:
-            why = self._keeper.status().upgrade
             raise FmctlError(
                 f"the image {name} is not taken",
-                why=why or "another upgrade came between",
+                why=self._keeper.upgrade_failure or "another upgrade came between",
                 fix="see `fmctl service-vm console` and the daemon's log",
             )
         return self._keeper.status()

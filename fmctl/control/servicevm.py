@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from fmctl.control.domain import CALL_TIMEOUT, OwnDomain, World
+from fmctl.control.domain import CALL_TIMEOUT, CHOOSE, OwnDomain, World
 from fmctl.core import servicevm, upgrade
 from fmctl.core.answers import FabricState, ServiceVmState, ServiceVmStatus, StartMode
 from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError
@@ -81,6 +81,11 @@ class ServiceVm:
         return self._world.images
 
     @property
+    def upgrade_failure(self) -> str:
+        """Why the last upgrade was not kept; empty where it was."""
+        return self._upgrade
+
+    @property
     def agent(self) -> KeptAgent:
         """The agent in it."""
         return self._world.agent
@@ -95,7 +100,7 @@ class ServiceVm:
         with self._turn:
             try:
                 seen, inventory = self.look(thorough=False)
-                if self._settle_trial(seen):
+                if self._settle_trial(seen) or self._wait_for_image(seen, inventory):
                     return
             except FmctlError as error:
                 self._status = replace(self._status, message=str(error))
@@ -188,10 +193,18 @@ class ServiceVm:
         """End what is tried, and let the next look start the image in use."""
         if seen.domain is not None and seen.domain.image == tried:
             self.own.destroy(self._settings.stop_timeout_s, self.pause)
+        self._upgrade = f"the image {tried} was tried and not kept: {why}"
         images.set_trial(None)
         self._memory, self._failure = Memory(), ""
-        self._upgrade = f"the image {tried} was tried and not kept: {why}"
         log.error("%s; going back to %s", self._upgrade, images.current() or "none")
+
+    def _wait_for_image(self, seen: Seen, inventory: Inventory | None) -> bool:
+        """Whether there is nothing to start: that is no start that failed. Raises FmctlError."""
+        if seen.domain is not None or not self.own.has_nothing_to_boot:
+            return False
+        self._tell(self._told(ServiceVmState.ABSENT, f"no image is chosen: {CHOOSE}"))
+        self.own.park(inventory)
+        return True
 
     def _show(self, seen: Seen, inventory: Inventory | None, decision: Decision) -> None:
         state = servicevm.state(seen, self._failure)

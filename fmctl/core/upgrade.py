@@ -32,7 +32,7 @@ class Trial:
     image: str
     since: float
     has_run: bool = False
-    """Whether its domain was seen running."""
+    """Whether its domain was seen running; `since` is when it first was, then."""
     answered: float | None = None
     """When its agent was first seen to answer."""
 
@@ -46,13 +46,13 @@ def noted(trial: Trial | None, image: str | None, seen: Seen, now: float) -> Tri
     if seen.domain is None or seen.domain.image != image:
         return trial
     answered = now if trial.answered is None and seen.fabric is not None else trial.answered
-    return replace(trial, has_run=True, answered=answered)
+    return replace(trial, since=trial.since if trial.has_run else now, has_run=True, answered=answered)
 
 
 def judge(trial: Trial, seen: Seen, failure: str, now: float, start_timeout: float) -> tuple[Verdict, str]:
     """What becomes of it, and why; `failure` is why its start failed, where it did.
 
-    From the first look on its agent has `start_timeout` seconds to answer.
+    It has `start_timeout` seconds to run, and as many again for its agent to answer.
     """
     if seen.domain is None:
         if trial.has_run:
@@ -64,7 +64,8 @@ def judge(trial: Trial, seen: Seen, failure: str, now: float, start_timeout: flo
     elif seen.fabric is FabricState.READY:
         return Verdict.KEEP, ""
     if trial.answered is None:
-        overdue, text = now - trial.since > start_timeout, f"its agent did not answer within {start_timeout:.0f} s"
+        late = "its agent did not answer" if trial.has_run else "its domain did not run"
+        overdue, text = now - trial.since > start_timeout, f"{late} within {start_timeout:.0f} s"
     else:
         overdue = now - trial.answered > FABRIC_START_FOR
         text = f"its Fabric Manager was not ready within {FABRIC_START_FOR:.0f} s"

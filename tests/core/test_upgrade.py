@@ -27,7 +27,7 @@ FRESH, RAN, ANSWERED = Trial("new", 0.0), Trial("new", 0.0, has_run=True), Trial
     ("trial", "seen", "failure", "now", "verdict", "why"),
     [
         (FRESH, NOTHING, "", START, Verdict.GO_ON, ""),
-        (FRESH, NOTHING, "", START + 1, Verdict.GO_BACK, "its agent did not answer within 300 s"),
+        (FRESH, NOTHING, "", START + 1, Verdict.GO_BACK, "its domain did not run within 300 s"),
         (FRESH, NOTHING, "libvirt says no", 1.0, Verdict.GO_BACK, "libvirt says no"),
         (FRESH, OTHER, "", 1.0, Verdict.GO_BACK, "it was never started: another image runs"),
         (RAN, NOTHING, "", 1.0, Verdict.GO_BACK, "its domain ended before it was ready"),
@@ -50,7 +50,9 @@ def test_a_trial_is_noted_look_by_look() -> None:
     assert noted(None, "new", NOTHING, 1.0) == Trial("new", 1.0)
     assert noted(ANSWERED, "newer", NOTHING, 9.0) == Trial("newer", 9.0)
     assert noted(FRESH, "new", OTHER, 5.0) == FRESH
-    assert noted(FRESH, "new", BOOTING, 5.0) == Trial("new", 0.0, has_run=True)
+    assert noted(FRESH, "new", BOOTING, 5.0) == Trial("new", 5.0, has_run=True)
+    assert noted(FRESH, "new", UP, 5.0) == Trial("new", 5.0, True, 5.0)
+    assert noted(RAN, "new", BOOTING, 6.0) == RAN
     assert noted(RAN, "new", UP, 6.0) == Trial("new", 0.0, True, 6.0)
     assert noted(ANSWERED, "new", READY, 200.0) == ANSWERED
     assert noted(RAN, "new", NOTHING, 7.0) == RAN
