@@ -24,7 +24,9 @@ lab-test: venv
 	.venv/bin/python -m tests.lab test
 
 bench: venv
+	tools/setup-lab
 	.venv/bin/python -m tests.bench
+	.venv/bin/python -m tests.lab bench
 
 proto: venv
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python tools/generate_proto.py

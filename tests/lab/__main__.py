@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,12 @@ from pathlib import Path
 import click
 
 from fmctl.core.errors import FmctlError
-from tests.lab import images, machine, payload, runner
+from tests.lab import bench, images, machine, payload, runner
+from tests.lab.host import Host
 from tests.lab.machine import Disks, Variant
 
+BENCH_LIMIT = 1200.0
+"""Seconds that the benchmark may take."""
 _VARIANTS = [variant.value for variant in Variant]
 
 
@@ -41,6 +45,14 @@ def test(variants: tuple[str, ...], only: tuple[str, ...], limit: int) -> None:
     """Run the scenarios of every variant; exit status 1 where one fails."""
     with _disks() as (disks, folder):
         sys.exit(runner.run([Variant(name) for name in variants or _VARIANTS], disks, folder, only=only, limit=limit))
+
+
+@lab.command("bench")
+def measure() -> None:
+    """Measure the Service VM's start; exit status 1 where it is over its limit."""
+    with _disks() as (disks, folder), machine.booted(Variant.GROUPS, disks, folder) as channel:
+        host = Host(channel, Variant.GROUPS, time.monotonic() + BENCH_LIMIT)
+        sys.exit(bench.run(host, disks.images.service_vm))
 
 
 @lab.command("images")

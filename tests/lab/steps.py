@@ -18,6 +18,8 @@ TENANT = "tenant"
 TENANT_CONSOLE = "/var/log/libvirt/qemu/tenant-console.log"
 BOARD = ("--platform", "/lab/lab.yaml")
 IMAGES = "/lab/service-vm"
+PATIENCE = 180
+"""Seconds that a start or a stop of the Service VM may take; QEMU alone takes ten to start."""
 READY_WITHIN = 240.0
 """Seconds from nothing to ready: about 50 on an idle machine, and far more on one that others use."""
 
@@ -44,6 +46,16 @@ def upgrade(host: Host, image: str, *, status: int = 0) -> str:
     """Let the Service VM take that image; what fmctl said of it."""
     added(host, image)
     return host.fmctl("service-vm", "upgrade", image, status=status, timeout=2 * READY_WITHIN)
+
+
+def stopped(host: Host) -> None:
+    """The Service VM was shut down."""
+    host.fmctl("service-vm", "stop", "--timeout", str(PATIENCE), timeout=PATIENCE + 20)
+
+
+def started(host: Host, *, status: int = 0) -> str:
+    """Start the Service VM; what fmctl said of it."""
+    return host.fmctl("service-vm", "start", "--timeout", str(PATIENCE), status=status, timeout=PATIENCE + 20)
 
 
 def ready(host: Host) -> None:

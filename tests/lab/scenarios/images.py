@@ -14,17 +14,17 @@ SIGNATURE = "manifest.json.sig"
 @scenario(Variant.GROUPS)
 def a_tampered_image_is_refused_with_the_reason(host: Host) -> None:
     steps.ready(host)
-    host.fmctl("service-vm", "stop", timeout=120)
+    steps.stopped(host)
     folder = f"{steps.STORE}/{steps.image(host)}"
     for file in ("vmlinuz", "root.squashfs", "manifest.json", SIGNATURE):
         host.sh(f"cp -p {folder}/{file} /root/kept && printf '!' >>{folder}/{file}")
-        refused = host.fmctl("service-vm", "start", status=1, timeout=120)
+        refused = steps.started(host, status=1)
         host.sh(f"cp -p /root/kept {folder}/{file}")
         said = {SIGNATURE: "signature", "manifest.json": "signature"}.get(file, file)
         want(said in refused, f"of {file} is said: {refused}")
         want(not host.sh("virsh list --all --name").strip(), "a domain was started all the same")
-        host.fmctl("service-vm", "stop", timeout=120)
-    host.fmctl("service-vm", "start", timeout=120)
+        steps.stopped(host)
+    steps.started(host)
     steps.ready(host)
 
 

@@ -15,7 +15,7 @@ from tests.lab.scenario import scenario
 def the_service_vm_has_the_switches_and_the_memory_controller(host: Host) -> None:
     with steps.resets(host, starts=1):
         steps.ready(host)
-    listed = re.findall(r"^lab: pci \S+ (\S+)", host.sh(f"cat {steps.CONSOLE}"), re.MULTILINE)
+    listed = re.findall(r"lab: pci \S+ (\S+)", host.sh(f"cat {steps.CONSOLE}"))
     inside = sorted(found for found in listed if found in ("1234:11e8", "1b36:0005", "1b36:0010", "8086:10d3"))
     want(inside == ["1234:11e8", "1234:11e8", "1b36:0005"], f"the guest lists {listed}")
 
@@ -34,10 +34,10 @@ def its_domain_is_transient_and_confined(host: Host) -> None:
 @scenario(Variant.GROUPS)
 def it_is_stopped_and_started(host: Host) -> None:
     steps.ready(host)
-    host.fmctl("service-vm", "stop", timeout=120)
+    steps.stopped(host)
     want(not host.sh("virsh list --all --name").strip(), "its domain is still there")
     want(host.ask("status")["service_vm"]["state"] == "absent", "fmctl shows it as there")
-    host.fmctl("service-vm", "start", timeout=120)
+    steps.started(host)
     steps.ready(host)
 
 
