@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -44,19 +44,22 @@ def make(root: Path, epoch: int, target: Path, checkout: Path = CHECKOUT) -> Non
     with tempfile.TemporaryDirectory(prefix="fmctl-agent-") as scratch:
         python = _unpack_python(root, Path(scratch) / "root")
         folder = Path(scratch) / "agent"
-        for path, entry in sources(checkout).items():
-            where = folder / path
-            if entry.content is None:
-                where.mkdir(parents=True)
-            else:
-                where.write_bytes(entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content)
+        _write(sources(checkout), folder)
         compileall = ("-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", "-s", str(folder))
         process.run([*python, *compileall, str(folder / "fmctl")], timeout=300)
         made = Tree()
-        for path in sorted(folder.rglob("*")):
+        for path in folder.rglob("*"):
             if path.is_file() and path.suffix != ".py":
                 made.file(path.relative_to(folder).as_posix(), path)
         made.write_tar(target, epoch)
+
+
+def _write(tree: Tree, folder: Path) -> None:
+    for path, entry in tree.items():
+        where = folder / path
+        if isinstance(entry.content, Path):
+            where.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(entry.content, where)
 
 
 def _unpack_python(image: Path, folder: Path) -> list[str]:
@@ -65,4 +68,4 @@ def _unpack_python(image: Path, folder: Path) -> list[str]:
     libraries = folder / "usr/lib/x86_64-linux-gnu"
     loader = (libraries / "ld-linux-x86-64.so.2", "--library-path", libraries, folder / f"usr/bin/python{PYTHON}")
     environment = (f"PYTHONHOME={folder / 'usr'}", "PYTHONHASHSEED=0", "LC_ALL=C.UTF-8")
-    return ["env", "-i", *environment, *map(os.fspath, loader)]
+    return ["env", "-i", *environment, *map(str, loader)]

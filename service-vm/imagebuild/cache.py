@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -86,7 +85,7 @@ def _is_kept(path: Path) -> bool:
 
 def _keep(paths: Iterable[Path], cache: Path) -> None:
     for path in paths:
-        os.replace(path, cache / sha256(path))
+        path.replace(cache / sha256(path))
 
 
 def _stale(names: Sequence[str], why: str) -> StaleLock:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into the root beside Debian's packages: our files, Python's wheels, the simulated Fabric Manager, extras."""
+"""What goes into the root beside Debian's packages: our files, wheels, a simulated Fabric Manager, extras."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ exec python3 -m fmctl sim nv-fabricmanager --platform /etc/fmctl/platform.yaml "
 def ours(wheels: Iterable[Path]) -> Tree:
     """What every image has."""
     made = Tree()
-    made.copy(RECIPE / "root")
+    made.overlay(RECIPE / "root")
     if _UNIT.is_file():
         made.file(f"usr/lib/systemd/system/{_UNIT.name}", _UNIT)
     made.file("etc/fmctl/agent.yaml", RECIPE / "agent.yaml")
@@ -61,11 +61,11 @@ def platform_file(platform: str) -> Path:
     raise BadRequest(f"there is no platform {platform}", why="it is neither a name nor a file", fix=f"one of {names}")
 
 
-def extra(folders: Iterable[Path], made: Tree) -> list[str]:
+def add_extra(folders: Iterable[Path], made: Tree) -> list[str]:
     """Add these folders' files, and return their paths; raises BadRequest."""
     added = []
     for folder in folders:
         if not folder.is_dir():
             raise BadRequest(f"there is no folder {folder}", fix="correct --extra")
-        added += made.copy(folder)
+        added += made.overlay(folder)
     return [f"/{path}" for path in added]

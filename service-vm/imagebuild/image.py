@@ -45,7 +45,7 @@ def build(request: Request) -> None:
             modules += [*root.modules("driver"), *added]
         else:
             contents.simulated(request.platform, stage)
-        extra = contents.extra(request.extra, stage)
+        extra = contents.add_extra(request.extra, stage)
         source = repository.make(debs, Path(scratch) / "repository", dependencies=False)
         tar = Path(scratch) / "root.tar"
         names = [package.name for package in debian]

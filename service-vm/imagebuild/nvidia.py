@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from imagebuild.tree import Tree
 
 _VERSION = re.compile(r"(?:\d+:)?(\d+\.\d+(?:\.\d+)*)")
 _MODULE = re.compile(r"usr/lib/modules/([^/]+)/.*\.ko(\.xz|\.zst)?")
+_LOADED = b"nvidia\nmlx5_ib\nib_umad\n"
+"""What systemd loads at boot, since there is no udev that would."""
+
 _NEEDED = ("nv-fabricmanager", "libnvfm.so.1")
 _LEFT_OUT = ("usr/share/doc/", "usr/share/man/", "usr/share/lintian/", "usr/src/", "usr/share/bug/")
 
@@ -53,15 +56,18 @@ class Debs:
     driver: str
 
     @property
-    def packages(self) -> Mapping[str, str]:
-        """The packages whose files are in the root, with their versions."""
-        return {deb.name: deb.version for deb in self.debs if not deb.dkms}
+    def packages(self) -> dict[str, str]:
+        """The packages, with their versions."""
+        return {deb.name: deb.version for deb in self.debs}
 
     @property
     def versions(self) -> dict[str, str]:
         """What the manifest says of them."""
-        subnet = {"nvlsm": deb.upstream for deb in self.debs if deb.name.startswith("nvlsm")}
-        return {"driver": self.driver, "fabric_manager": self.driver, **subnet}
+        said = {"driver": self.driver, "fabric_manager": self.driver}
+        for deb in self.debs:
+            if deb.name.startswith("nvlsm"):
+                said["nvlsm"] = deb.upstream
+        return said
 
 
 def read(folder: Path, branch: str) -> Debs:
@@ -115,7 +121,7 @@ def add(theirs: Debs, made: Tree, kernel: str, locked: Lock, mode: str, scratch:
     for path in list(files):
         if path.startswith("usr/lib/systemd/system/") and path.endswith(".service"):
             files.symlink(f"etc/systemd/system/{path.rpartition('/')[2]}", "/dev/null")
-    files.file("etc/modules-load.d/nvidia.conf", b"nvidia\n")
+    files.file("etc/modules-load.d/nvidia.conf", _LOADED)
     made.update(files)
     return sorted({path.rpartition("/")[2].split(".ko")[0] for path in files if _kernel(path) == kernel})
 
@@ -123,7 +129,7 @@ def add(theirs: Debs, made: Tree, kernel: str, locked: Lock, mode: str, scratch:
 def _unpack(deb: Path, folder: Path, files: Tree) -> None:
     process.run(["dpkg-deb", "--extract", str(deb), str(folder)], timeout=600)
     unpacked = Tree()
-    unpacked.copy(folder)
+    unpacked.overlay(folder)
     files.update({path: entry for path, entry in unpacked.items() if not path.startswith(_LEFT_OUT)})
 
 

@@ -6,7 +6,6 @@ The hooks work on the folder that mmdebstrap gives them, so it is the same path 
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,10 @@ SCRATCH = ".image"
 """Folder of the root that is left out of the image: what the hooks use."""
 
 TIMEOUT = 1800.0
-_MERGE = 'mkdir -p "$1/usr/bin" "$1/usr/sbin" "$1/usr/lib" "$1/usr/lib64"; for n in bin sbin lib lib64; do ln -s usr/$n "$1/$n"; done'
+_MOUNTED = ("dev", "proc", "run", "sys", "tmp", "var")
+"""Folders that are empty in the image, since something is mounted there."""
+
+_MERGE = 'for name in bin sbin lib lib64; do mkdir -p "$1/usr/$name"; ln -s "usr/$name" "$1/$name"; done'
 
 
 def modules(kind: str) -> list[str]:
@@ -70,12 +72,17 @@ def squash(source: Path, epoch: int, target: Path, scratch: Path) -> None:
         for info, content in tree.filtered(source, epoch):
             if info.name.startswith("boot/vmlinuz-") and content:
                 tree.save(content, target.with_name("vmlinuz"))
-            elif info.name.split("/")[0] not in (SCRATCH, "boot", "."):
+            elif _in_image(info.name):
                 out.addfile(info, content)
     compression = ("-comp", "zstd", "-b", "128K")
-    times = ("-mkfs-time", str(epoch), "-all-time", str(epoch))
+    times = ("-mkfs-time", str(epoch), "-all-time", str(epoch), "-root-mode", "0755")
     command = 'exec sqfstar -quiet -no-progress -no-xattrs -all-root "$@" <"$0"'
     process.run(["sh", "-ec", command, str(ordered), *compression, *times, str(target)], timeout=TIMEOUT)
+
+
+def _in_image(path: str) -> bool:
+    first, _, rest = path.partition("/")
+    return first not in (SCRATCH, "boot", ".") and not (rest and first in _MOUNTED)
 
 
 def initrd(source: Path, names: Sequence[str], epoch: int, target: Path) -> None:
@@ -92,11 +99,11 @@ def initrd(source: Path, names: Sequence[str], epoch: int, target: Path) -> None
 
         made.file("bin/busybox", read("usr/bin/busybox"), 0o755)
         (index,) = (path for path in members if path.endswith("/modules.dep"))
-        folder = os.path.dirname(index)
+        folder = Path(index).parent.as_posix()
         paths = load_order(read(index).decode(), names)
         for path in paths:
-            made.file(f"modules/{os.path.basename(path)}", read(f"{folder}/{path}"))
-    made.file("order", "".join(f"/modules/{os.path.basename(path)}\n" for path in paths).encode())
+            made.file(f"modules/{Path(path).name}", read(f"{folder}/{path}"))
+    made.file("order", "".join(f"/modules/{Path(path).name}\n" for path in paths).encode())
     for applet in ("sh", "mount", "insmod", "mkdir", "chmod", "ln", "echo", "poweroff", "switch_root"):
         made.symlink(f"bin/{applet}", "busybox")
     made.file("init", (RECIPE / "initrd" / "init").read_bytes(), 0o755)
@@ -120,4 +127,4 @@ def _lines(text: str) -> list[str]:
 
 
 def _name(path: str) -> str:
-    return os.path.basename(path).split(".ko")[0].replace("-", "_")
+    return Path(path).name.split(".ko")[0].replace("-", "_")

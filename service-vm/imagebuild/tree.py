@@ -43,12 +43,14 @@ class Tree(dict[str, Entry]):
         self._folders(path)
         self[path] = Entry(mode)
 
-    def copy(self, source: Path) -> list[str]:
+    def overlay(self, source: Path) -> list[str]:
         """Add all that a folder holds, and return the paths of its files and links."""
         added = []
         for path in sorted(source.rglob("*")):
             where = merged(path.relative_to(source).as_posix())
             mode = stat.S_IMODE(path.lstat().st_mode)
+            if path.is_symlink() and path.parent == source and path.name in _MERGED:
+                continue
             if path.is_symlink():
                 self.symlink(where, str(path.readlink()))
             elif path.is_dir():
@@ -86,8 +88,7 @@ class Tree(dict[str, Entry]):
 
 def merged(path: str) -> str:
     """Where a path of the root lies, now that /bin, /lib and /sbin are links into /usr."""
-    first, slash, _ = path.partition("/")
-    return f"usr/{path}" if first in _MERGED and slash else path
+    return f"usr/{path}" if path.split("/")[0] in _MERGED else path
 
 
 def _member(path: str, entry: Entry, epoch: int) -> tuple[tarfile.TarInfo, IO[bytes]]:
@@ -139,11 +140,6 @@ def filtered(source: Path, epoch: int) -> Iterator[tuple[tarfile.TarInfo, IO[byt
 def normal(name: str) -> str:
     """A member's path without the leading ./"""
     return name.removeprefix("./").strip("/") or "."
-
-
-def copy_into(archive: tarfile.TarFile, info: tarfile.TarInfo, content: IO[bytes] | None) -> None:
-    """Add a member that `filtered` gave."""
-    archive.addfile(info, content)
 
 
 def save(content: IO[bytes], target: Path) -> None:
