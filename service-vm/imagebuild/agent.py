@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from fmctl import process
@@ -39,13 +40,18 @@ def version(checkout: Path = CHECKOUT) -> str:
     raise FmctlError("the agent has no version", why="fmctl/__init__.py does not say __version__")
 
 
-def make(root: Path, epoch: int, target: Path, checkout: Path = CHECKOUT) -> None:
+def make(root: Path, epoch: int, target: Path) -> None:
     """Write agent.tar for the root image `root`; raises FmctlError."""
     with tempfile.TemporaryDirectory(prefix="fmctl-agent-") as scratch:
-        python = _unpack_python(root, Path(scratch) / "root")
-        folder = Path(scratch) / "agent"
+        compiled(_unpack_python(root, Path(scratch)), epoch, target)
+
+
+def compiled(python: Sequence[str], epoch: int, target: Path, checkout: Path = CHECKOUT) -> None:
+    """Write agent.tar by the command that runs a Python; raises FmctlError."""
+    with tempfile.TemporaryDirectory(prefix="fmctl-agent-") as scratch:
+        folder = Path(scratch)
         _write(sources(checkout), folder)
-        compileall = ("-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", "-s", str(folder))
+        compileall = ("-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", "-s", scratch)
         process.run([*python, *compileall, str(folder / "fmctl")], timeout=300)
         made = Tree()
         for path in folder.rglob("*"):
@@ -64,7 +70,7 @@ def _write(tree: Tree, folder: Path) -> None:
 
 def _unpack_python(image: Path, folder: Path) -> list[str]:
     """The command that runs the image's own Python outside of it."""
-    process.run(["unsquashfs", "-quiet", "-no-progress", "-d", str(folder), str(image), *_PATHS], timeout=300)
+    process.run(["unsquashfs", "-quiet", "-no-progress", "-force", "-d", str(folder), str(image), *_PATHS], timeout=300)
     libraries = folder / "usr/lib/x86_64-linux-gnu"
     loader = (libraries / "ld-linux-x86-64.so.2", "--library-path", libraries, folder / f"usr/bin/python{PYTHON}")
     environment = (f"PYTHONHOME={folder / 'usr'}", "PYTHONHASHSEED=0", "LC_ALL=C.UTF-8")

@@ -44,9 +44,9 @@ def _unpack(wheel: Path, made: Tree) -> None:
                 made.file(f"{DEPENDENCIES}/{name}", archive.read(name))
 
 
-def simulated(platform: str, made: Tree) -> None:
-    """Add a Fabric Manager that is simulated, of that board; raises FmctlError."""
-    made.file("etc/fmctl/platform.yaml", platform_file(platform))
+def simulated(platform: Path, made: Tree) -> None:
+    """Add a Fabric Manager that is simulated, of the board in that file; raises FmctlError."""
+    made.file("etc/fmctl/platform.yaml", platform)
     made.file("usr/bin/nv-fabricmanager", _SIMULATED.encode(), 0o755)
     made.file(f"{_LIBRARIES}/{shim.SONAME}", (shim.build() / shim.SONAME).read_bytes(), 0o755)
 
@@ -62,10 +62,5 @@ def platform_file(platform: str) -> Path:
 
 
 def add_extra(folders: Iterable[Path], made: Tree) -> list[str]:
-    """Add these folders' files, and return their paths; raises BadRequest."""
-    added = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise BadRequest(f"there is no folder {folder}", fix="correct --extra")
-        added += made.overlay(folder)
-    return [f"/{path}" for path in added]
+    """Add these folders' files, and return their paths."""
+    return sorted({f"/{path}" for folder in folders for path in made.overlay(folder)})

@@ -31,34 +31,44 @@ class Request:
 def build(request: Request) -> None:
     """Make the image; raises FmctlError."""
     _check_output(request.output)
-    locked = lock.read(request.lock)
+    for folder in request.extra:
+        if not folder.is_dir():
+            raise BadRequest(f"there is no folder {folder}", why="--extra names one", fix="correct it")
     theirs = nvidia.read(request.packages, request.branch) if request.packages else None
+    platform = None if theirs else contents.platform_file(request.platform)
+    locked = lock.read(request.lock)
     kept = cache.folder(os.environ)
     debian = locked.group(lock.ROOT, lock.DRIVER) if theirs else locked.group(lock.ROOT)
     debs = cache.debs(debian, kept)
     stage = contents.ours(cache.wheels(locked.wheels, kept).values())
-    with tempfile.TemporaryDirectory(prefix="fmctl-image-") as scratch:
-        Path(scratch).chmod(0o755)
-        modules = [*root.modules("initrd"), *root.modules("root")]
+    modules = [*root.modules("initrd"), *root.modules("root")]
+    with tempfile.TemporaryDirectory(prefix="fmctl-image-") as name:
+        scratch = Path(name)
+        scratch.chmod(0o755)
         if theirs:
-            added = nvidia.add(theirs, stage, _kernel(debian), locked, request.mode, Path(scratch))
-            modules += [*root.modules("driver"), *added]
-        else:
-            contents.simulated(request.platform, stage)
+            modules += root.modules("driver")
+            modules += nvidia.add(theirs, stage, _kernel(debian), locked, request.mode, scratch)
+        elif platform:
+            contents.simulated(platform, stage)
         extra = contents.add_extra(request.extra, stage)
-        source = repository.make(debs, Path(scratch) / "repository", dependencies=False)
-        tar = Path(scratch) / "root.tar"
-        names = [package.name for package in debian]
-        root.make(source, names, stage, modules, locked.epoch, request.mode, tar)
-        made = Path(scratch) / "image"
-        made.mkdir()
-        root.squash(tar, locked.epoch, made / "root.squashfs", Path(scratch))
-        root.initrd(tar, root.modules("initrd"), locked.epoch, made / "initrd")
-        agent.make(made / "root.squashfs", locked.epoch, made / "agent.tar")
+        source = repository.make(debs, scratch / "repository", dependencies=False)
+        tar = scratch / "root.tar"
+        root.make(source, [package.name for package in debian], stage, modules, locked.epoch, request.mode, tar)
+        made = _files(tar, locked, scratch)
         packages = {package.name: package.version for package in debian} | (theirs.packages if theirs else {})
         versions = _versions(debian) | (theirs.versions if theirs else {})
         document = manifest.document(manifest.digests(made), packages, versions, extra, simulated=theirs is None)
         _publish(made, manifest.text(document), request.output)
+
+
+def _files(tar: Path, locked: Lock, scratch: Path) -> Path:
+    """The folder of the image's files, made of the root's tar."""
+    made = scratch / "image"
+    made.mkdir()
+    root.squash(tar, locked.epoch, made / "root.squashfs", scratch)
+    root.initrd(tar, root.modules("initrd"), locked.epoch, made / "initrd")
+    agent.make(made / "root.squashfs", locked.epoch, made / "agent.tar")
+    return made
 
 
 def replace_agent(image: Path, output: Path, locked: Lock) -> None:

@@ -127,6 +127,7 @@ def add(theirs: Debs, made: Tree, kernel: str, locked: Lock, mode: str, scratch:
 
 
 def _unpack(deb: Path, folder: Path, files: Tree) -> None:
+    folder.mkdir(parents=True)
     process.run(["dpkg-deb", "--extract", str(deb), str(folder)], timeout=600)
     unpacked = Tree()
     unpacked.overlay(folder)
