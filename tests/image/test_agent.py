@@ -57,8 +57,7 @@ def test_it_holds_every_template_that_an_installed_package_has(archive: Path) ->
 
 
 def test_its_agent_starts_from_compiled_modules_alone(archive: Path, tmp_path: Path) -> None:
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data") if sys.version_info >= (3, 12) else tar.extractall(tmp_path)
+    subprocess.run(["/bin/tar", "-xf", str(archive), "-C", str(tmp_path)], check=True)
     done = subprocess.run(
         [sys.executable, "-m", "fmctl", "agent", "--help"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ def build(*arguments: str | Path, checkout: Path = CHECKOUT) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def document(image: Path) -> dict[str, dict[str, str]]:
-    read: dict[str, dict[str, str]] = json.loads((image / manifest.NAME).read_text())
+def document(image: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((image / manifest.NAME).read_text())
     return read
 
 
@@ -43,7 +44,7 @@ def file_of(image: Path, path: str) -> bytes:
 
 
 def listed(image: Path) -> str:
-    argv = ["/usr/bin/unsquashfs", "-lls", "-numeric", str(image / "root.squashfs")]
+    argv = ["/usr/bin/unsquashfs", "-lln", str(image / "root.squashfs")]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
