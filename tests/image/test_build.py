@@ -148,8 +148,10 @@ POWER_BUTTON = """
 import socket, sys
 with socket.socket(socket.AF_UNIX) as monitor:
     monitor.connect(sys.argv[1])
+    said = monitor.recv(4096)
     monitor.sendall(b"system_powerdown\\n")
-    monitor.recv(4096)
+    while not said.endswith(b"system_powerdown\\x1b[K\\r\\n(qemu) "):
+        said += monitor.recv(4096)
 """
 
 
