@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each target sets up what it needs; nothing has to be installed first but make.
 
-.PHONY: venv demo test lab lab-test image-test bench proto
+.PHONY: venv demo test lab lab-test image-test bench proto wheels install install-test uninstall
 
 venv: .venv/ready
 
@@ -28,7 +28,21 @@ image-test: venv
 	.venv/bin/python -m pytest -m image tests/image
 
 bench: venv
+	tools/setup-lab
 	.venv/bin/python -m tests.bench
+	.venv/bin/python -m tests.lab bench
 
 proto: venv
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python tools/generate_proto.py
+
+wheels:
+	tools/wheels "$(WHEELS)"
+
+install:
+	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr)" WHEELS="$(WHEELS)" tools/install
+
+install-test: venv
+	.venv/bin/python -m pytest -m install tests/systemd
+
+uninstall:
+	DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr)" tools/uninstall

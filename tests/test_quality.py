@@ -80,10 +80,10 @@ def test_every_module_says_its_licence_and_its_role(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text))
 
 
-SCRIPTS = ("tools/packages", "tools/setup", "tools/setup-image", "tools/setup-lab", "tools/demo", ".ci/run")
+SCRIPTS = ["demo", "install", "packages", "setup", "setup-image", "setup-lab", "uninstall", "wheels"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*(f"tools/{name}" for name in SCRIPTS), ".ci/run"])
 def test_shellcheck_finds_nothing(script: str) -> None:
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "make venv installs shellcheck"

@@ -28,8 +28,7 @@ def ours(wheels: Iterable[Path]) -> Tree:
     """What every image has."""
     made = Tree()
     made.overlay(RECIPE / "root")
-    if _UNIT.is_file():
-        made.file(f"usr/lib/systemd/system/{_UNIT.name}", _UNIT)
+    made.file(f"usr/lib/systemd/system/{_UNIT.name}", _UNIT)
     made.file("etc/fmctl/agent.yaml", RECIPE / "agent.yaml")
     made.symlink("etc/os-release", "../usr/lib/os-release")
     for wheel in wheels:
