@@ -16,8 +16,8 @@ from operator import attrgetter
 from fmctl.core.errors import FabricNotReady
 from fmctl.core.loglines import LogLine, LogPosition, LogSource
 
-MAX_LINES = 10_000
-MAX_BYTES = 4 * 1024 * 1024
+MAX_LINES = 2_000
+MAX_BYTES = 1024 * 1024
 MAX_TEXT = 4096
 """Characters of a line that are kept."""
 MAX_READERS = 4

@@ -109,7 +109,9 @@ class GuestLogs:
 
     def _take(self, line: LogLine) -> None:
         line = replace(line, text=_clean(line.text[:MAX_TEXT]))
-        if line.instance != self._position.instance:
+        if line.instance == self._position.instance:
+            line = replace(line, instance=self._position.instance)  # one text for all of them
+        else:
             self._known = Counter(kept.text for kept in self._lines)
         self._position = LogPosition(line.instance, line.sequence)
         if line.dropped:

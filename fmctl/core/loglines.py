@@ -19,7 +19,7 @@ class LogSource(str, Enum):
     KERNEL = "kernel"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """A line, `time` in seconds since the epoch.
 

@@ -140,10 +140,8 @@ class FmServer:
                 return self._pack(fabric.partitions(now), lie)
             case Operation.ACTIVATE:
                 fabric.activate(request.argument, now)
-                self._tell("INFO", f"partition {request.argument} is activated")
             case Operation.DEACTIVATE:
                 fabric.deactivate(request.argument, now)
-                self._tell("INFO", f"partition {request.argument} is deactivated")
             case Operation.SET_ACTIVATED:
                 fabric.set_activated(request.partition_ids, now)
                 self._tell("INFO", f"taking up {len(request.partition_ids)} active partitions")

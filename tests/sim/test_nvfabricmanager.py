@@ -105,8 +105,6 @@ def test_out_of_shared_mode_its_answer_is_not_supported(fm: Fm, mode: str) -> No
 def test_its_log_is_in_fabric_manager_s_format_and_tells_what_happens(fm: Fm) -> None:
     program = fm.start()
     fm.says("every NVSwitch is set up")
-    fm.nvfm().activate(3, timeout=T)
-    fm.says("partition 3 is activated")
     assert program.end() == 0
     fm.says("ends on request")
     entries = [fmlog.parse(line) for line in fm.log]
