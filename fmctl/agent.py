@@ -131,7 +131,7 @@ def _service(settings: AgentSettings, root: Path) -> FmService:
     configuration = Configuration(
         Path(str(settings.fm_config)),
         Path(str(settings.fm_stock_config)),
-        templates.fabric_manager_config(),
+        templates.fabric_manager_config,
         values,
     )
     return FmService(settings.fm_command, configuration, run_dir, nvlsm_command=settings.nvlsm_command, root=root)

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Configuration:
     path: Path
     stock: Path
     """NVIDIA's own, which may be missing."""
-    template: Template
+    template: Callable[[], Template]
     values: ConfigValues
 
     def write(self) -> dict[str, str]:
@@ -48,7 +48,7 @@ class Configuration:
             stock = ""
         except OSError as error:
             raise _unusable(self.stock, error) from error
-        text = fmconfig.make(self.template, self.values, stock)
+        text = fmconfig.make(self.template(), self.values, stock)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _replace(self.path, text)

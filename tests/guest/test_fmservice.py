@@ -63,7 +63,7 @@ def make(command: list[str], notes: Path, tmp_path: Path, root: Path) -> Iterato
     def made(run_dir: Path = tmp_path / "run", command: Any = command, **more: Any) -> FmService:
         values = ConfigValues(Address.parse("unix:/run/fm.sock"), "/run/fm.state", "/var/log/fm.log", 16)
         stock = more.pop("stock", guestfiles.stock_config(root))
-        configuration = Configuration(tmp_path / "run" / "fm.cfg", stock, templates.fabric_manager_config(), values)
+        configuration = Configuration(tmp_path / "run" / "fm.cfg", stock, templates.fabric_manager_config, values)
         services.append(FmService(command, configuration, run_dir, root=root, **more))
         return services[-1]
 

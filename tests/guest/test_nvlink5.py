@@ -72,13 +72,13 @@ def test_a_guest_with_switches_on_pci_needs_no_port(tmp_path: Path) -> None:
 
 
 def test_the_port_of_the_device_that_is_marked_is_taken(root: Path, infiniband: Path) -> None:
-    write(infiniband / "mlx5_00" / "device" / "vpd", "an ordinary network card")
-    add_port(infiniband / "mlx5_00", 1, "0x2651e848", "1111:1111:1111:1111")
+    write(infiniband / "a_card" / "device" / "vpd", "an ordinary network card")
+    add_port(infiniband / "a_card", 1, "0x2651e848", "1111:1111:1111:1111")
     assert ports(root).find() == GUID
 
 
 def test_a_device_whose_vital_product_data_cannot_be_read_is_passed_over(root: Path, infiniband: Path) -> None:
-    (infiniband / "mlx5_00" / "device" / "vpd").mkdir(parents=True)
+    (infiniband / "a_card" / "device" / "vpd").mkdir(parents=True)
     assert ports(root).find() == GUID
 
 
@@ -215,7 +215,7 @@ def test_fabric_manager_and_nvlsm_get_the_same_port(root: Path, nvlsm: Nvlsm, tm
     script = f'case "$*" in *-v*) exit;; esac; cat {nvlsm.notes} > {tmp_path}/before; echo "$$ $*" >> {notes}'
     script += "; exec sleep 1000"
     values = ConfigValues(Address.parse("unix:/run/fm.sock"), "/run/fm.state", "/var/log/fm.log", 16)
-    configuration = Configuration(tmp_path / "fm.cfg", tmp_path / "none", templates.fabric_manager_config(), values)
+    configuration = Configuration(tmp_path / "fm.cfg", tmp_path / "none", templates.fabric_manager_config, values)
     command = ["/bin/sh", "-c", script, "fm"]
     service = FmService(command, configuration, tmp_path / "run", nvlsm_command=nvlsm.command, root=root)
     try:
