@@ -51,5 +51,5 @@ _REPORT = re.compile(
     r"(?P<device>nvidia-nvswitch[0-9]{1,4}): SXid \(PCI:(?P<pci>[0-9A-Fa-f:.]{7,16})\): (?P<number>[0-9]{1,9})\b,?"
     r"(?P<text>.*)"
 )
-_SEVERITY = re.compile("Non-fatal|Fatal", re.IGNORECASE)
+_SEVERITY = re.compile("Non-fatal|Fatal")
 _LINK = re.compile(r"\bLink ([0-9]{1,4})\b")

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +160,16 @@ def test_both_logs_are_streamed(guest: Guest) -> None:
     stream.close()
     assert "28006" in seen[LogSource.KERNEL]
     assert "[INFO]" in seen[LogSource.FABRIC_MANAGER]
+
+
+def test_an_agent_ends_at_once_while_its_logs_are_told(guest: Guest) -> None:
+    guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
+    stream = guest.client.logs(LogPosition())
+    assert next(stream).text
+    began = time.monotonic()
+    assert guest.agent.end() == 0
+    assert time.monotonic() - began < 3
+    stream.close()
 
 
 def _active(guest: Guest) -> list[int]:
