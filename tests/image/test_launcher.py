@@ -109,6 +109,15 @@ def test_a_confirmed_agent_stays(guest: Guest) -> None:
     assert [guest.start(), guest.start()] == [trial, trial]
 
 
+def test_an_agent_that_died_while_it_was_confirmed_stays(guest: Guest) -> None:
+    guest.start()
+    trial = guest.put_on_trial("second")
+    guest.start()
+    (guest.agents / "current").write_text(f"{trial}\n")
+    assert [guest.start(), guest.start()] == [trial, trial]
+    assert not (guest.agents / "trial").exists()
+
+
 @pytest.mark.parametrize("text", ["", "..", "/", "abc", "../agents\n"])
 def test_a_trial_that_is_nothing_is_dropped(guest: Guest, text: str) -> None:
     guest.start()

@@ -152,7 +152,7 @@ def _service_vm(image: Path, scratch: Path) -> None:
             raise
         click.echo(f"lab: {error}\nlab: a lock is made anew, for this lab alone", err=True)
         lock = scratch / "lock"
-        process.run([str(ROOT / "service-vm/update-lock"), "--output", str(lock)], timeout=900)
+        process.run([str(ROOT / "service-vm/update-lock"), "--lock", str(lock)], timeout=900)
         process.run([*build, "--lock", str(lock)], timeout=900)
 
 
