@@ -27,7 +27,8 @@ MAX_UNPACKED = 64 * 1024 * 1024
 MAX_MEMBERS = 10_000
 ROOT = "fmctl"
 """The one folder that an archive has at its top."""
-ENTRY = f"{ROOT}/__main__.py"
+ENTRIES = (f"{ROOT}/__main__.py", f"{ROOT}/__main__.pyc")
+"""What Python runs of it: an image's archive is compiled, and holds no sources."""
 
 
 class Package:
@@ -137,8 +138,8 @@ def _files(tar: tarfile.TarFile) -> dict[str, bytes]:
         stream = tar.extractfile(member)
         if stream is not None:
             files[str(PurePosixPath(member.name))] = stream.read()
-    if ENTRY not in files:
-        raise _refusal(f"it has no {ENTRY}")
+    if not any(entry in files for entry in ENTRIES):
+        raise _refusal(f"it has no {ENTRIES[0]}")
     return files
 
 

@@ -52,6 +52,12 @@ def test_an_archive_is_unpacked_and_named_for_a_trial(where: Path) -> None:
     assert sorted(path.name for path in where.iterdir()) == sorted([CURRENT, digest(archive), "current", "trial"])
 
 
+def test_a_compiled_archive_is_as_good(where: Path) -> None:
+    archive = packed({"fmctl/__main__.pyc": "compiled"})
+    Package(where, CURRENT).put(archive, digest(archive))
+    assert (where / "trial").exists()
+
+
 def test_padding_after_the_archive_is_no_harm(where: Path) -> None:
     archive = packed() + bytes(512)
     Package(where, CURRENT).put(archive, digest(archive))

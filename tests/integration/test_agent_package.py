@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import hashlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,13 +33,22 @@ ROOT = Path(__file__).parents[2]
 T = 20.0
 
 
-def packed(extra: str = "") -> bytes:
-    """This code as an archive; `extra` makes another one of it."""
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This code as an image has it: compiled, without its sources."""
+    folder = tmp_path_factory.mktemp("compiled")
+    shutil.copytree(ROOT / "fmctl", folder / "fmctl", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(folder / "fmctl", quiet=1, legacy=True)
+    for path in (folder / "fmctl").rglob("*.py"):
+        path.unlink()
+    return folder
+
+
+def packed(code: Path, extra: str) -> bytes:
+    """An archive of that code; `extra` makes another one of it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in sorted((ROOT / "fmctl").rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                tar.add(path, str(path.relative_to(ROOT)))
+        tar.add(code / "fmctl", "fmctl")
         tar.add(ROOT / "service-vm" / "fabricmanager.cfg.j2", "fmctl/service-vm/fabricmanager.cfg.j2")
         member = tarfile.TarInfo("fmctl/extra.txt")
         member.size = len(extra)
@@ -149,8 +160,8 @@ def guest(folder: Path) -> Iterator[Guest]:
         yield Guest(folder, cleanup)
 
 
-def test_a_replacement_that_is_reached_stays_and_fabric_manager_goes_on(guest: Guest) -> None:
-    old, new = packed("old"), packed("new")
+def test_a_replacement_that_is_reached_stays_and_fabric_manager_goes_on(guest: Guest, compiled: Path) -> None:
+    old, new = packed(compiled, "old"), packed(compiled, "new")
     guest.install(old)
     assert guest.start() == digest(old)
     eventually(lambda: guest.hears("READY=1"))
@@ -176,8 +187,8 @@ def test_a_replacement_that_is_reached_stays_and_fabric_manager_goes_on(guest: G
     eventually(lambda: guest.hears("READY=1"))
 
 
-def test_a_replacement_that_nobody_reaches_gives_way(guest: Guest) -> None:
-    old, new = packed("old"), packed("new")
+def test_a_replacement_that_nobody_reaches_gives_way(guest: Guest, compiled: Path) -> None:
+    old, new = packed(compiled, "old"), packed(compiled, "new")
     guest.install(old)
     guest.start()
     eventually(lambda: guest.hears("READY=1"))
@@ -192,8 +203,8 @@ def test_a_replacement_that_nobody_reaches_gives_way(guest: Guest) -> None:
     assert guest.status().digest == digest(old)
 
 
-def test_what_is_no_agent_is_refused_and_the_agent_goes_on(guest: Guest) -> None:
-    old = packed("old")
+def test_what_is_no_agent_is_refused_and_the_agent_goes_on(guest: Guest, compiled: Path) -> None:
+    old = packed(compiled, "old")
     guest.install(old)
     guest.start()
     eventually(lambda: guest.hears("READY=1"))
@@ -202,8 +213,8 @@ def test_what_is_no_agent_is_refused_and_the_agent_goes_on(guest: Guest) -> None
     assert guest.status().digest == digest(old)
 
 
-def test_the_watchdog_is_quiet_while_the_agent_lives(guest: Guest) -> None:
-    guest.install(packed("old"))
+def test_the_watchdog_is_quiet_while_the_agent_lives(guest: Guest, compiled: Path) -> None:
+    guest.install(packed(compiled, "old"))
     guest.start()
     eventually(lambda: guest.hears("WATCHDOG=1"))
     assert guest.process
