@@ -7,7 +7,6 @@ lifeline, a pipe that closes when the parent dies by any means, so that nothing 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -176,17 +175,16 @@ def python(module: str, *arguments: str) -> list[str]:
 class Termination:
     """SIGINT and SIGTERM as something to wait for, instead of something that interrupts; main thread only.
 
-    The handler writes to a pipe, which is safe wherever the main thread happens to be.
+    The interpreter writes to a pipe as the signal comes. A handler of ours would run only once the main thread runs
+    Python, which it does not where the signal came just before it began to wait.
     """
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, number: int, frame: object) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._write, b"!")
+        self._descriptor_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, lambda *_: None) for number in numbers}
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds; whether a signal came."""
@@ -199,5 +197,6 @@ class Termination:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._descriptor_before)
         os.close(self._read)
         os.close(self._write)

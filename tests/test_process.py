@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -126,3 +127,33 @@ def test_signals_mean_what_they_did_before_once_the_block_ends() -> None:
     with process.Termination():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_comes_just_before_the_wait_is_not_lost(tmp_path: Path) -> None:
+    code = """
+import os, random, signal, threading, time
+from fmctl.process import Termination
+
+def send():
+    while go.wait():
+        go.clear()
+        until = time.perf_counter() + random.random() * 6e-5
+        while time.perf_counter() < until:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        sent.set()
+
+go, sent, lost = threading.Event(), threading.Event(), 0
+threading.Thread(target=send, daemon=True).start()
+for _ in range(300):
+    with Termination() as termination:
+        sent.clear()
+        go.set()
+        for _ in range(random.randrange(200)):
+            pass
+        lost += not termination.wait(0.1)
+        sent.wait()
+print(lost)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
