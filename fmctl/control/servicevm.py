@@ -32,6 +32,8 @@ LONGEST_TURN = 600.0
 """Seconds that a turn may take: the waits for libvirt, the agent and sysfs that may follow one another."""
 UNSETTLED_INTERVAL = 0.3
 """Seconds between two looks while the Service VM is not ready."""
+REST = 3.0
+"""So many times as long as a look took, the next one is left for; a slow host has a guest to boot meanwhile."""
 
 
 class ServiceVm:
@@ -131,7 +133,7 @@ class ServiceVm:
         if seen.domain is not None:
             with contextlib.suppress(AgentUnreachable):
                 answer = self._world.agent.status(timeout=CALL_TIMEOUT)
-                seen = replace(seen, fabric=answer.state, digest=answer.digest)
+                seen = replace(seen, fabric=answer.state, digest=answer.digest, mismatch=answer.versions_differ)
         try:
             self._board = inventory = self._world.inventory()
             if thorough or seen.fabric is not FabricState.READY:
@@ -293,12 +295,14 @@ class ServiceVm:
     def _run(self) -> None:
         while not self._stopping:
             self._beat()
+            began = time.monotonic()
             try:
                 self.step()
             except Exception:
                 log.exception("the look at the Service VM failed")
             settled = self._status.state is ServiceVmState.READY
-            self.pause(self._interval if settled else min(self._interval, UNSETTLED_INTERVAL))
+            soon = max(UNSETTLED_INTERVAL, REST * (time.monotonic() - began))
+            self.pause(self._interval if settled else min(self._interval, soon))
 
     def __enter__(self) -> ServiceVm:
         self._world.hypervisor.watch(self._wake.set)

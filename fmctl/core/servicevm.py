@@ -75,13 +75,15 @@ class Tenant:
 class Seen:
     """One look at everything. `tenants` is None where nobody could tell; `fabric` is None while the agent is silent.
 
-    `digest` tells which agent answered, as its AgentStatus does.
+    `digest` tells which agent answered, and `mismatch` how Fabric Manager's version differs from the driver's, as its
+    AgentStatus does.
     """
 
     domain: Domain | None
     fabric: FabricState | None
     tenants: tuple[Tenant, ...] | None = ()
     digest: str = ""
+    mismatch: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,8 @@ def decide(seen: Seen, memory: Memory, rules: Rules, now: float) -> Decision:
         decision = _start(memory, rules, now)
     elif seen.domain is not None and not seen.domain.fingerprint:
         decision = Decision(Action.WAIT, memory, f"the domain {seen.domain.name} runs, and fmctl did not start it")
+    elif seen.mismatch:
+        decision = Decision(Action.WAIT, memory, f"{trouble.value}, and no remedy helps: {seen.mismatch}")
     else:
         decision = _remedy(trouble, seen, memory, rules, now)
     return replace(decision, trouble=trouble)

@@ -63,6 +63,8 @@ def judge(trial: Trial, seen: Seen, failure: str, now: float, start_timeout: flo
         return Verdict.GO_BACK, "it was never started: another image runs"
     elif seen.fabric is FabricState.READY:
         return Verdict.KEEP, ""
+    elif seen.mismatch:
+        return Verdict.GO_BACK, seen.mismatch
     if trial.answered is None:
         late = "its agent did not answer" if trial.has_run else "its domain did not run"
         overdue, text = now - trial.since > start_timeout, f"{late} within {start_timeout:.0f} s"

@@ -59,6 +59,16 @@ def test_a_dead_service_vm_is_started_at_once_and_then_ever_later() -> None:
         assert life.look(DEAD, after=0.1) is Action.START
 
 
+@pytest.mark.parametrize("state", [FabricState.NOT_STARTED, FabricState.ENDED, FabricState.UNREACHABLE])
+def test_where_versions_differ_nothing_is_tried_and_the_host_says_why(state: FabricState) -> None:
+    life = Life().ready()
+    for _ in range(20):
+        assert life.look(Seen(OWN, state, mismatch="580.1 is not 570.2"), after=100.0) is Action.WAIT
+        assert "580.1 is not 570.2" in life.degraded
+    assert life.look(READY) is Action.WAIT
+    assert life.degraded == ""
+
+
 def test_after_as_many_restarts_as_the_limit_it_stays_dead_for_an_hour_and_says_why() -> None:
     life = Life(dataclasses.replace(RULES, restart_limit=2))
     for _ in range(3):

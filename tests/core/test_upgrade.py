@@ -20,6 +20,7 @@ def domain(image: str) -> Domain:
 NOTHING = Seen(None, None)
 BOOTING, UP = Seen(domain("new"), None), Seen(domain("new"), FabricState.INITIALISING)
 READY, OTHER = Seen(domain("new"), FabricState.READY), Seen(domain("old"), FabricState.READY)
+MISMATCHED = Seen(domain("new"), FabricState.NOT_STARTED, mismatch="Fabric Manager is 580.1 and the driver 570.2")
 FRESH, RAN, ANSWERED = Trial("new", 0.0), Trial("new", 0.0, has_run=True), Trial("new", 0.0, True, 100.0)
 
 
@@ -34,6 +35,7 @@ FRESH, RAN, ANSWERED = Trial("new", 0.0), Trial("new", 0.0, has_run=True), Trial
         (RAN, BOOTING, "", START, Verdict.GO_ON, ""),
         (RAN, BOOTING, "", START + 1, Verdict.GO_BACK, "its agent did not answer within 300 s"),
         (RAN, BOOTING, "an old failure", 1.0, Verdict.GO_ON, ""),
+        (ANSWERED, MISMATCHED, "", 101.0, Verdict.GO_BACK, "Fabric Manager is 580.1 and the driver 570.2"),
         (ANSWERED, UP, "", 100.0 + FABRIC_START_FOR, Verdict.GO_ON, ""),
         (ANSWERED, UP, "", 101.0 + FABRIC_START_FOR, Verdict.GO_BACK, "its Fabric Manager was not ready within 720 s"),
         (ANSWERED, BOOTING, "", START + 1, Verdict.GO_ON, ""),

@@ -10,6 +10,14 @@ from tests.lab.host import Host, want
 from tests.lab.machine import Variant
 from tests.lab.scenario import scenario
 
+TAMPERED = {
+    "vmlinuz": "vmlinuz",
+    "root.squashfs": "root.squashfs",
+    "manifest.json": "signature",
+    "manifest.json.sig": "signature",
+}
+"""What is changed of an image, and what the refusal must name."""
+
 
 @scenario(Variant.GROUPS, Variant.SHARED)
 def the_service_vm_has_the_switches_and_the_memory_controller(host: Host) -> None:
@@ -32,11 +40,19 @@ def its_domain_is_transient_and_confined(host: Host) -> None:
 
 
 @scenario(Variant.GROUPS)
-def it_is_stopped_and_started(host: Host) -> None:
+def it_is_stopped_and_does_not_start_from_a_tampered_image(host: Host) -> None:
     steps.ready(host)
     steps.stopped(host)
     want(not host.sh("virsh list --all --name").strip(), "its domain is still there")
     want(host.ask("status")["service_vm"]["state"] == "absent", "fmctl shows it as there")
+    folder = f"{steps.STORE}/{steps.image(host)}"
+    for file, said in TAMPERED.items():
+        host.sh(f"cp -p {folder}/{file} /root/kept && printf '!' >>{folder}/{file}")
+        refused = steps.started(host, status=1)
+        host.sh(f"cp -p /root/kept {folder}/{file}")
+        want(said in refused, f"of {file} is said: {refused}")
+        want(not host.sh("virsh list --all --name").strip(), "a domain was started all the same")
+        steps.stopped(host)
     steps.started(host)
     steps.ready(host)
 
