@@ -94,8 +94,10 @@ class OwnDomain:
 
     def tenants(self, domains: Sequence[Domain], inventory: Inventory) -> tuple[Tenant, ...]:
         """Libvirt's domains, and other processes, that hold GPUs; raises FmctlError where that cannot be told."""
-        domains_with = servicevm.tenants(domains, _gpus(inventory))
-        return (*domains_with, *servicevm.others(self._world.vfio.usages(inventory), domains_with))
+        gpus = _gpus(inventory)
+        domains_with = servicevm.tenants(domains, gpus)
+        left = set(gpus).difference(*(tenant.gpus for tenant in domains_with))
+        return (*domains_with, *servicevm.others(self._world.vfio.usages(inventory, left)))
 
     def unsafe(self, inventory: Inventory | None) -> str:
         """Why passthrough is not safe on this host; empty where it is, or where there is no board to judge."""

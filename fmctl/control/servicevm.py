@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,7 @@ class ServiceVm:
         self._passing = False
         self._trial: Trial | None = None
         self._upgrade = ""
+        self._comparison, self._compared_at = (False, ""), -math.inf
         self._board: Inventory | None = None
         self._status = self._told(ServiceVmState.ABSENT, "not looked at yet")
 
@@ -213,12 +215,24 @@ class ServiceVm:
         message = "" if decision.trouble is None else self._failure or decision.trouble.value
         if not decision.memory.wanted and seen.domain is None:
             message = "it was stopped on request"
-        changed = inventory is not None and seen.domain is not None and self.own.differs(seen.domain, inventory)
-        degraded = decision.degraded or self.own.unsafe(inventory)
+        changed, unsafe = self._compared(seen, inventory, settled=state is ServiceVmState.READY)
+        degraded = decision.degraded or unsafe
         if self._trial is not None and not degraded:
             degraded = f"the image {self._trial.image} is being tried"
         image = seen.domain.image if seen.domain else ""
         self._tell(replace(self._told(state, message, changed=changed, degraded=degraded), image=image))
+
+    def _compared(self, seen: Seen, inventory: Inventory | None, *, settled: bool) -> tuple[bool, str]:
+        """Whether the next start takes another domain, and why passthrough is not safe.
+
+        What takes long is asked anew while settled, and else only once an interval.
+        """
+        now = self._clock()
+        if settled or now - self._compared_at >= self._interval:
+            changed = inventory is not None and seen.domain is not None and self.own.differs(seen.domain, inventory)
+            self._comparison, self._compared_at = (changed, self.own.unsafe(inventory)), now
+        changed, unsafe = self._comparison
+        return changed and seen.domain is not None, unsafe
 
     def _told(
         self, state: ServiceVmState, message: str = "", *, changed: bool = False, degraded: str = ""

@@ -79,9 +79,13 @@ class Vfio:
             self._park(inventory, [usage.function for usage in usages if not usage.is_held])
             return tuple(usage for usage in usages if usage.is_held)
 
-    def usages(self, inventory: Inventory) -> tuple[Usage, ...]:
-        """Every function of the board that is there, and who holds it; raises FmctlError without privileges."""
-        return self._usages(inventory, self._present(inventory))
+    def usages(self, inventory: Inventory, wanted: Iterable[Bdf]) -> tuple[Usage, ...]:
+        """The wanted functions of the board that are there, and who holds them; raises FmctlError without privileges.
+
+        To name a holder takes a look at every process.
+        """
+        chosen = set(wanted)
+        return self._usages(inventory, [function for function in self._present(inventory) if function.bdf in chosen])
 
     def status(self, inventory: Inventory) -> tuple[Usage, ...]:
         """The same with their exposures, which takes some milliseconds for each that has no driver."""

@@ -132,12 +132,11 @@ def tenants(domains: Sequence[Domain], gpus: Sequence[Bdf]) -> tuple[Tenant, ...
     return tuple(Tenant(name, held) for name, held in found if held)
 
 
-def others(usages: Sequence[Usage], known: Sequence[Tenant]) -> tuple[Tenant, ...]:
-    """The holders of GPUs that are none of the known tenants: a QEMU started by hand, or another manager's VM."""
-    told = {bdf for tenant in known for bdf in tenant.gpus}
+def others(usages: Sequence[Usage]) -> tuple[Tenant, ...]:
+    """The holders of GPUs that no domain has: a QEMU started by hand, or another manager's VM."""
     held: dict[str, list[Bdf]] = {}
     for usage in usages:
-        if usage.role is Role.GPU and usage.is_held and usage.function.bdf not in told:
+        if usage.role is Role.GPU and usage.is_held:
             held.setdefault(usage.held_by, []).append(usage.function.bdf)
     return tuple(Tenant(name, tuple(gpus)) for name, gpus in held.items())
 

@@ -386,7 +386,10 @@ def test_status_shows_who_may_use_and_who_holds_each_function() -> None:
     assert (by_address[bound].binding, by_address[bound].holders) == (Binding.BOUND, (VM,))
     assert by_address[stuck].binding is Binding.UNKNOWN
     assert by_address[host.of(Role.MEMORY_CONTROLLER)[0]].binding is Binding.FREE
-    assert [usage.is_held for usage in host.vfio.usages(host.board)] == [u.is_held for u in by_address.values()]
+    assert [usage.is_held for usage in host.vfio.usages(host.board, by_address)] == [
+        usage.is_held for usage in by_address.values()
+    ]
+    assert [(u.function.bdf, u.is_held) for u in host.vfio.usages(host.board, [lost, bound])] == [(bound, True)]
 
 
 def test_a_function_in_no_group_is_held_by_nobody() -> None:
