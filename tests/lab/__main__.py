@@ -40,7 +40,7 @@ def shell(variant: str) -> None:
 @lab.command()
 @click.option("--variant", "variants", type=click.Choice(_VARIANTS), multiple=True, help="Only this variant.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Only scenarios with this text in their names.")
-@click.option("--limit", default=1200, metavar="SECONDS", show_default=True, help="When the run is over at the latest.")
+@click.option("--limit", default=2700, metavar="SECONDS", show_default=True, help="When the run is over at the latest.")
 def test(variants: tuple[str, ...], only: tuple[str, ...], limit: int) -> None:
     """Run the scenarios of every variant; exit status 1 where one fails."""
     with _disks() as (disks, folder):

@@ -18,6 +18,8 @@ TENANT = "tenant"
 TENANT_CONSOLE = "/var/log/libvirt/qemu/tenant-console.log"
 BOARD = ("--platform", "/lab/lab.yaml")
 IMAGES = "/lab/service-vm"
+LOST = "its domain ended before it was ready"
+"""What fmctl says of a guest that the emulation ended."""
 PATIENCE = 180
 """Seconds that a start or a stop of the Service VM may take; QEMU alone takes ten to start."""
 READY_WITHIN = 240.0
@@ -47,7 +49,13 @@ def added(host: Host, image: str) -> None:
 def upgrade(host: Host, image: str, *, status: int = 0) -> str:
     """Let the Service VM take that image; what fmctl said of it."""
     added(host, image)
-    return host.fmctl("service-vm", "upgrade", image, status=status, timeout=2 * READY_WITHIN)
+    command = f"fmctl service-vm upgrade {image}"
+    answer = host.run(command, timeout=2 * READY_WITHIN)
+    if status == 0 and LOST in answer.err:
+        host.note("the emulation lost the Service VM as it booted; the upgrade is asked for once more")
+        answer = host.run(command, timeout=2 * READY_WITHIN)
+    want(answer.status == status, f"`{command}` ended with {answer.status}, not {status}\n{answer.out}{answer.err}")
+    return answer.err if status else answer.out
 
 
 def stopped(host: Host) -> None:
@@ -202,7 +210,7 @@ def resets(host: Host, *, starts: int = 0, ends: int = 0) -> Iterator[None]:
     seen = {address: counts.get(address, 0) for address in addresses}
     lived = Lives(after.starts - before.starts, after.ends - before.ends)
     lost = lived.starts - starts
-    if lost == 1 and starts and lived.ends == ends + 1:
+    if 0 < lost <= 2 and starts and lived.ends == ends + lost:
         host.note("the emulation lost the Service VM as it booted; the daemon started it once more")
         lost = 0
     want(lost == 0, f"the Service VM was started {lived.starts} times and ended {lived.ends} times")

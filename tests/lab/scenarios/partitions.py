@@ -9,7 +9,7 @@ from tests.lab.machine import Variant
 from tests.lab.scenario import scenario
 
 
-@scenario(Variant.GROUPS, Variant.SHARED)
+@scenario(Variant.GROUPS)
 def partitions_are_listed_activated_and_deactivated(host: Host) -> None:
     steps.inactive(host)
     want(len(host.ask("list")["partitions"]) == 7, "the list is not the platform's table")
