@@ -34,7 +34,7 @@ def test_the_log_shows_discovery_binding_and_the_states(start_daemon: StartDaemo
     for text in (
         "0000:17:00.0: set driver_override to fmctl-parked",
         "0000:04:00.0: bind to vfio-pci",
-        "the Service VM is started with 5 devices",
+        "the Service VM is started from what the settings name with 5 devices",
         "the Service VM is booting",
     ):
         assert text in log
@@ -44,6 +44,28 @@ def test_the_log_shows_discovery_binding_and_the_states(start_daemon: StartDaemo
 def test_its_console_is_shown(start_daemon: StartDaemon) -> None:
     fmctl = start_daemon()
     assert "the pretended guest boots" in fmctl.done("service-vm", "console", "-n", "5")
+
+
+def test_what_fabric_manager_logs_in_it_is_shown(start_daemon: StartDaemon) -> None:
+    fmctl = start_daemon()
+    eventually(lambda: "fabric manager: " in fmctl.done("service-vm", "log"))
+    told = json.loads(fmctl.done("service-vm", "log", "-n", "1", "-o", "json"))
+    assert (len(told["lines"]), told["lines"][0]["source"], told["dropped"]) == (1, "fabric manager", 0)
+
+
+def test_one_whose_files_the_settings_name_takes_no_image(start_daemon: StartDaemon) -> None:
+    done = start_daemon()("service-vm", "upgrade", "some")
+    assert done.returncode == 2
+    assert "the settings name the files that it boots" in done.stderr
+
+
+def test_the_generation_counts_fresh_starts(start_daemon: StartDaemon) -> None:
+    fmctl = start_daemon()
+    before = fmctl.status()["fabric"]["generation"]
+    fmctl.done("service-vm", "stop")
+    fmctl.done("service-vm", "start")
+    fmctl.done("wait")
+    assert fmctl.status()["fabric"]["generation"] == before + 1
 
 
 def test_one_that_is_someone_else_s_is_never_touched(chain: Chain) -> None:
