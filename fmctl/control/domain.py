@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ END_TIMEOUT = 45.0
 """Seconds that libvirt has to end the domain: it waits ten for QEMU, and two for each hostdev."""
 CREATE_TIMEOUT = 60.0
 """Seconds that libvirt has to start the domain: QEMU pins all of its memory, and the kernel resets every NVSwitch."""
+ASK_AGAIN = 5.0
+"""Seconds after which a domain that goes on is told again to end."""
 CHOOSE = "`fmctl image add FOLDER`, then `fmctl service-vm upgrade IMAGE`"
 """What to do where no image is chosen."""
 POLL_INTERVAL = 0.3
@@ -158,12 +161,19 @@ class OwnDomain:
         self._end(self._world.hypervisor.destroy, timeout, pause)
 
     def _end(self, end: Callable[..., None], timeout: float, pause: Callable[[float], object]) -> None:
-        """Let libvirt end it; the list of domains says what came of that. `pause` waits so many seconds, or less."""
-        with contextlib.suppress(OutcomeUnknown):
-            end(self.uuid, timeout=min(END_TIMEOUT, timeout))
-        deadline = time.monotonic() + timeout
-        while self.among(self.domains()) is not None:
+        """Let libvirt end it; the list of domains says what came of that. `pause` waits so many seconds, or less.
+
+        It is asked again now and then: a guest that boots does not see its power button yet.
+        """
+        deadline, asked = time.monotonic() + timeout, -math.inf
+        while True:
             left = deadline - time.monotonic()
+            if time.monotonic() - asked >= ASK_AGAIN:
+                with contextlib.suppress(OutcomeUnknown):
+                    end(self.uuid, timeout=max(0.1, min(END_TIMEOUT, left)))
+                asked = time.monotonic()
+            if self.among(self.domains()) is None:
+                return
             if left <= 0:
                 raise FmctlError(
                     "the Service VM does not end",

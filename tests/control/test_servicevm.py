@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from fmctl.control import domain
 from fmctl.control.servicevm import ServiceVm
 from fmctl.control.vfio import Vfio
 from fmctl.core.answers import ServiceVmState, StartMode
@@ -166,6 +168,19 @@ def test_a_guest_that_does_not_shut_down_in_time_is_told_of(host: Host) -> None:
         host.operator.stop(interrupt_tenants=False, timeout=0.05)
     assert "service-vm destroy" in overdue.value.fix
     host.operator.destroy(interrupt_tenants=False, timeout=5)
+    assert host.domain() is None
+
+
+def test_a_guest_that_does_not_see_its_power_button_yet_has_it_pressed_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domain, "ASK_AGAIN", 0.05)
+    host.ready()
+    host.hypervisor.ignore_shutdown = True
+    sees = threading.Timer(0.3, lambda: setattr(host.hypervisor, "ignore_shutdown", False))
+    sees.start()
+    host.operator.stop(interrupt_tenants=False, timeout=10)
+    sees.join()
     assert host.domain() is None
 
 

@@ -49,10 +49,10 @@ def it_is_stopped_and_does_not_start_from_a_tampered_image(host: Host) -> None:
     for file, said in TAMPERED.items():
         host.sh(f"cp -p {folder}/{file} /root/kept && printf '!' >>{folder}/{file}")
         refused = steps.started(host, status=1)
-        host.sh(f"cp -p /root/kept {folder}/{file}")
         want(said in refused, f"of {file} is said: {refused}")
         want(not host.sh("virsh list --all --name").strip(), "a domain was started all the same")
         steps.stopped(host)
+        host.sh(f"cp -p /root/kept {folder}/{file}")
     steps.started(host)
     steps.ready(host)
 
