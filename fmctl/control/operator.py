@@ -113,7 +113,8 @@ class Operator:
                 why=self._keeper.upgrade_failure or "another upgrade came between",
                 fix="see `fmctl service-vm console` and the daemon's log",
             )
-        return self._keeper.status()
+        with self._keeper.turn(2 * CALL_TIMEOUT):
+            return self._keeper.after()
 
     def _replace_agent(self, store: ImageStore, image: Image) -> None:
         """Let the guest try the image's agent, and wait until it took over; raises FmctlError where it did not."""

@@ -191,6 +191,8 @@ class ServiceVm:
             log.info("the image %s is ready, and is the one in use from now on", self._trial.image)
         elif verdict is Verdict.GO_BACK:
             self._go_back(images, self._trial.image, seen, why)
+        if verdict is not Verdict.GO_ON:
+            self._trial = None
         return verdict is Verdict.GO_BACK
 
     def _go_back(self, images: ImageStore, tried: str, seen: Seen, why: str) -> None:

@@ -106,6 +106,7 @@ def test_an_upgrade_starts_the_new_one_and_fabric_manager_fresh(host: Host) -> N
     answer = upgraded(host, NEW)
     assert isinstance(answer, ServiceVmStatus), answer
     assert (answer.state, answer.image, answer.next_image) == (ServiceVmState.READY, NEW, NEW)
+    assert answer.degraded == ""
     assert host.guest.started == [StartMode.FRESH, StartMode.FRESH]
     assert host.images is not None
     assert (host.images.current(), host.images.trial()) == (NEW, None)
