@@ -99,7 +99,7 @@ def the_daemon_is_stopped_and_libvirtd_restarted(host: Host) -> None:
     with _under_a_tenant(host):
         host.sh("systemctl stop fmctld")
         host.sh("systemctl restart libvirtd")
-        want(host.run("pgrep --full 'bin/fmctl daemon'").status == 1, "the daemon still runs")
+        want(steps.unit_pid(host, "fmctld") == 0, "the daemon still runs")
         host.sh("systemctl start fmctld")
 
 
