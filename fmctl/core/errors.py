@@ -11,10 +11,12 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
     │   └── NoSuchImage            the store has no Service VM image of that name
     ├── NoSuchPartition
     ├── NoSuchLease
+    ├── Compacted                  the entries after that revision are not there, or never were
     ├── NoCapacity
     │   └── Fragmented             enough GPUs, but no free partition of that size
     ├── Refused                    something must be cleared first
     │   ├── HostCordoned, MapUnverified, VersionMismatch, VmRunning, PartitionHeld
+    │   │   └── StoreUnusable      of HostCordoned: leases cannot be read or written
     ├── PolicyDenied
     │   └── ImageRefused           a Service VM image that nobody vouches for
     ├── RequestIdReused
@@ -54,6 +56,7 @@ class Reason(str, Enum):
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     ACTIVATION_FAILED = "ACTIVATION_FAILED"
+    COMPACTED = "COMPACTED"
 
 
 class FmctlError(Exception):
@@ -113,6 +116,12 @@ class NoSuchLease(FmctlError):
     reason = Reason.NO_SUCH_LEASE
 
 
+class Compacted(FmctlError):
+    """The entries after that revision were compacted, or the revision is another store's: list again, then go on."""
+
+    reason = Reason.COMPACTED
+
+
 class NoCapacity(FmctlError):
     """The host has too few free GPUs for the request."""
 
@@ -133,6 +142,10 @@ class HostCordoned(Refused):
     """The host takes no new work."""
 
     reason = Reason.HOST_CORDONED
+
+
+class StoreUnusable(HostCordoned):
+    """The store of leases cannot be read or written, so no lease is made or ended; what it holds stays as it is."""
 
 
 class MapUnverified(Refused):

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fmctl.core.answers import AgentStatus, FabricFacts, ProcessState, ServiceVmStatus, StartMode
+from fmctl.core.book import Book, Entry
 from fmctl.core.domain import Domain
 from fmctl.core.image import Image
 from fmctl.core.kernel import KernelFacts
+from fmctl.core.lease import Lease
 from fmctl.core.loglines import LogPosition, LogStream
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import CONFIG_SIZE, Bdf, FunctionState, PciFunction
@@ -114,6 +116,46 @@ class Claims(Protocol):
 
     def drop(self, partition_id: int) -> None:
         """Forget the claim on a partition, if there is one."""
+
+
+class Store(Protocol):
+    """The book of this host, its leases that are over, and every entry so far, for good.
+
+    One process has the store at a time. A method raises StoreUnusable where the store cannot be read or written: a
+    change then had no effect, and what was there before is there still.
+    """
+
+    @property
+    def book(self) -> Book:
+        """The book after the last commit; never waits."""
+
+    def commit(self, entries: Sequence[Entry], *, at: float) -> tuple[Entry, ...]:
+        """Make these entries durable together, at that time in seconds since the epoch, and then part of the book.
+
+        The entries with their revisions; once this returns they survive the death of the process and of the host.
+        Raises RequestIdReused where a lease has an owner and a request id that another lease has.
+        """
+
+    def lease(self, lease_id: str) -> Lease:
+        """A lease, also one that is over; raises NoSuchLease."""
+
+    def by_request(self, owner: str, request_id: str) -> Lease | None:
+        """The lease that stands for a request, also one that is over."""
+
+    def leases(self, *, owner: str = "", over: bool = False, after: str = "", limit: int = 0) -> tuple[Lease, ...]:
+        """Leases, oldest first: those of one owner if it is named, and with `over` also those that are over.
+
+        `after` is the id of the last lease of the page before, and `limit` how many there may be, 0 for all.
+        """
+
+    def entries(self, after: int, *, limit: int) -> tuple[Entry, ...]:
+        """The entries with higher revisions, in their order, at most so many; raises Compacted.
+
+        An entry tells the lease as it was then.
+        """
+
+    def compact(self, *, leases_before: float, entries_before: float) -> None:
+        """Forget leases that ended before that time, and entries that were made before that, but for the last one."""
 
 
 class PciBus(Protocol):

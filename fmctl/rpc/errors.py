@@ -36,6 +36,7 @@ STATUS = {
     Reason.OUTCOME_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
     Reason.REQUEST_ID_REUSED: grpc.StatusCode.ALREADY_EXISTS,
     Reason.ACTIVATION_FAILED: grpc.StatusCode.ABORTED,
+    Reason.COMPACTED: grpc.StatusCode.OUT_OF_RANGE,
 }
 
 

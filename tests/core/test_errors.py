@@ -29,6 +29,7 @@ CLASSES = {
     Reason.OUTCOME_UNKNOWN: errors.OutcomeUnknown,
     Reason.REQUEST_ID_REUSED: errors.RequestIdReused,
     Reason.ACTIVATION_FAILED: errors.ActivationFailed,
+    Reason.COMPACTED: errors.Compacted,
 }
 texts = st.text(max_size=20)
 numbers = st.none() | st.integers(-(2**31), 2**32)

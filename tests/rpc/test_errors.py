@@ -35,6 +35,7 @@ TABLE = {
     "OUTCOME_UNKNOWN": (UNAVAILABLE, 5),
     "REQUEST_ID_REUSED": (grpc.StatusCode.ALREADY_EXISTS, 4),
     "ACTIVATION_FAILED": (grpc.StatusCode.ABORTED, 1),
+    "COMPACTED": (grpc.StatusCode.OUT_OF_RANGE, 1),
 }
 
 

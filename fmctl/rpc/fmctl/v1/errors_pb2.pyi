@@ -55,6 +55,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the caller's bug."""
     ERROR_REASON_ACTIVATION_FAILED: _ErrorReason.ValueType  # 16
     """ABORTED: another host."""
+    ERROR_REASON_COMPACTED: _ErrorReason.ValueType  # 17
+    """OUT_OF_RANGE: list again, and watch from that revision."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. A failed call carries a google.rpc.ErrorInfo whose domain is "fmctl", whose reason is one of these
@@ -96,4 +98,6 @@ ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 15
 """ALREADY_EXISTS: the caller's bug."""
 ERROR_REASON_ACTIVATION_FAILED: ErrorReason.ValueType  # 16
 """ABORTED: another host."""
+ERROR_REASON_COMPACTED: ErrorReason.ValueType  # 17
+"""OUT_OF_RANGE: list again, and watch from that revision."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
