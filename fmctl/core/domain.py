@@ -35,7 +35,8 @@ class Domain:
 
     `hostdevs` are the host's PCI functions that it was given, by address, `cid` its context id for vsock, `fingerprint`
     what fmctl wrote into the domain's metadata, empty in a domain that fmctl did not make, and `image` which image it
-    boots, empty where the settings name its files.
+    boots, empty where the settings name its files. `instance` is libvirt's number of this life of it: another start has
+    another one.
     """
 
     uuid: str
@@ -45,6 +46,7 @@ class Domain:
     cid: int | None = None
     fingerprint: str = ""
     image: str = ""
+    instance: int = 0
 
     @classmethod
     def from_xml(cls, xml: str, state: DomainState = DomainState.RUNNING) -> Domain:
@@ -63,6 +65,7 @@ class Domain:
             cid=None if cid is None else int(cid.get("address", ""), 0),
             fingerprint=_first(marks, "fingerprint"),
             image=_first(marks, "image"),
+            instance=int(root.get("id", "0")),
         )
 
 

@@ -46,8 +46,9 @@ class Lease:
     tells that one was. `unattended` tells that whoever asked was answered before the lease was active, so that it is
     brought to its end without them. `reason` explains FAILED, or what is odd about another state.
 
-    `generation` is the fabric generation in which it became ACTIVE, and `vm_generation` the one in which its VM last
-    started; 0 before. `fm_version` is Fabric Manager's, and `required_guest_driver` the driver that a guest must have.
+    `generation` is the fabric generation in which its partitions were last activated, and `vm_generation` the one in
+    which its VM last started, as libvirt's number `vm_instance` tells; 0 before. `vm_gone` is since when that VM, which
+    was seen, runs no more. `fm_version` is Fabric Manager's, and `required_guest_driver` the driver that a guest must have.
     `revision` is the store's, of the commit that changed the lease last; it serves as the lease's etag.
     """
 
@@ -70,6 +71,8 @@ class Lease:
     reason: str = ""
     generation: int = 0
     vm_generation: int = 0
+    vm_instance: int = 0
+    vm_gone: float | None = None
     fm_version: str = ""
     required_guest_driver: str = ""
     revision: int = 0

@@ -38,6 +38,7 @@ class SimulatedHypervisor:
         self._acts = False
         self._closed = False
         self._news = False
+        self._starts = 0
         self._watchers: tuple[Callable[[], None], ...] = ()
 
     def domains(self, *, timeout: float) -> tuple[Domain, ...]:
@@ -149,6 +150,8 @@ class SimulatedHypervisor:
             message = self._refusal or _conflict(domain, [process.domain for process in self._processes.values()])
             if message:
                 raise refusal(domain.name, message)
+            self._starts += 1
+            domain = replace(domain, instance=self._starts)
             process = Process(domain, guest, self._hardware, self._noted)
             self._processes[domain.uuid] = process
         try:

@@ -53,6 +53,7 @@ def test_a_live_document_tells_all_that_the_domain_has_of_the_host() -> None:
         hostdevs=(Bdf(0, 5, 0, 0), Bdf(0, 0x1B, 0, 0), Bdf(0, 0xAF, 0, 0), Bdf(1, 0x1B, 0x1F, 7)),
         cid=1003,
         fingerprint="ours",
+        instance=7,
     )
 
 
