@@ -8,7 +8,7 @@ ends them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 MULTI_GPU = 2
@@ -34,6 +34,14 @@ class LeaseState(str, Enum):
         return self in (LeaseState.RELEASED, LeaseState.FAILED)
 
 
+class Ending(str, Enum):
+    """What a lease that is RELEASING comes to: released, failed after it was accepted, or gone without a trace."""
+
+    RELEASED = "released"
+    FAILED = "failed"
+    UNDONE = "undone"
+
+
 @dataclass(frozen=True)
 class Lease:
     """One lease, as it was last committed.
@@ -44,12 +52,17 @@ class Lease:
 
     Times are in seconds since the epoch. `expires` ends a lease under which no VM was ever seen running; `vm_seen`
     tells that one was. `unattended` tells that whoever asked was answered before the lease was active, so that it is
-    brought to its end without them. `reason` explains FAILED, or what is odd about another state.
+    brought to its end without them.
+
+    `reason` explains FAILED, or what is odd about another state. `ending` tells what RELEASING comes to: not before
+    `unsettled_until`, for a call to Fabric Manager that was given up may take effect until then.
 
     `generation` is the fabric generation in which its partitions were last activated, and `vm_generation` the one in
     which its VM last started, as libvirt's number `vm_instance` tells; 0 before. `vm_gone` is since when that VM, which
-    was seen, runs no more. `fm_version` is Fabric Manager's, and `required_guest_driver` the driver that a guest must have.
-    `revision` is the store's, of the commit that changed the lease last; it serves as the lease's etag.
+    was seen, runs no more.
+
+    `fm_version` is Fabric Manager's, and `required_guest_driver` the driver that a guest must have. `revision` is the
+    store's, of the commit that changed the lease last; it serves as the lease's etag.
     """
 
     id: str
@@ -61,7 +74,6 @@ class Lease:
     gpus: tuple[int, ...]
     spare: tuple[int, ...] = ()
     created: float = 0.0
-    changed: float = 0.0
     ended: float | None = None
     expires: float | None = None
     vm_uuid: str = ""
@@ -69,6 +81,8 @@ class Lease:
     labels: Mapping[str, str] = field(default_factory=dict)
     unattended: bool = False
     reason: str = ""
+    ending: Ending = Ending.RELEASED
+    unsettled_until: float = 0.0
     generation: int = 0
     vm_generation: int = 0
     vm_instance: int = 0
@@ -95,7 +109,3 @@ class Lease:
         """
         multi = len(self.held) >= MULTI_GPU
         return multi and self.state is LeaseState.ACTIVE and 0 < self.vm_generation < generation
-
-    def to(self, state: LeaseState, at: float, *, reason: str = "") -> Lease:
-        """The lease in another state, from `at` on."""
-        return replace(self, state=state, changed=at, reason=reason, ended=at if state.over else None)

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must happen so that active partitions and leases are the same set: observe, plan, take a step, record.
+
+Pure; `control.reconciler` observes and takes the steps. A crash at any step leaves a state that this plan knows. What
+is not known is no reason to act: without Fabric Manager's list, or without libvirt, only what needs neither is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from fmctl.core.book import Book, Entry, of_lease
+from fmctl.core.lease import Ending, Lease, LeaseState
+from fmctl.core.partition import Partition, PartitionList
+
+ACTOR = "fmctl"
+"""Who is named in the journal for what nobody asked for."""
+LATE = 75.0
+"""Seconds after which a call that was given up cannot come to anything: libnvfm itself gives up after 70 s."""
+
+
+class Unowned(str, Enum):
+    """What becomes of an active partition that no lease holds."""
+
+    REPORT = "report"
+    ADOPT = "adopt"
+    DEACTIVATE = "deactivate"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings that decide. `release_gone_after` is in seconds; None keeps a lease whose VM is gone."""
+
+    unowned: Unowned = Unowned.REPORT
+    release_gone_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A running VM, with the physical ids of the GPUs that it was given."""
+
+    uuid: str
+    name: str
+    instance: int
+    gpus: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One look at everything, at `now` in seconds since the epoch.
+
+    `listed` is None where Fabric Manager does not answer, `vms` where libvirt does not, and `open` where it cannot be
+    told whose VFIO groups are open; it has the physical ids of those that are. `attended` are the leases that a call is
+    working on, which belong to that call alone.
+    """
+
+    now: float
+    listed: PartitionList | None = None
+    vms: tuple[Vm, ...] | None = None
+    open: frozenset[int] | None = None
+    generation: int = 0
+    attended: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Activate:
+    """Let Fabric Manager activate a partition for a lease."""
+
+    lease_id: str
+    partition_id: int
+
+
+@dataclass(frozen=True)
+class Deactivate:
+    """Let Fabric Manager deactivate a partition; `lease_id` is empty for one that no lease holds."""
+
+    lease_id: str
+    partition_id: int
+
+
+@dataclass(frozen=True)
+class Write:
+    """Write into the book."""
+
+    entries: tuple[Entry, ...]
+
+
+Step = Activate | Deactivate | Write
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps, in order, after each of which the rest must be planned anew, and what nothing is done about."""
+
+    steps: tuple[Step, ...] = ()
+    drift: tuple[str, ...] = ()
+
+
+def plan(book: Book, seen: Observed, rules: Rules) -> Plan:
+    """What to do next."""
+    leases = sorted(book.leases.values(), key=lambda lease: (lease.created, lease.id))
+    mine = (lease for lease in leases if lease.id not in seen.attended)
+    found = [*(each for lease in mine for each in _lease(lease, seen, rules)), *_unowned(book, seen, rules)]
+    steps = [each for each in found if not isinstance(each, str)]
+    return Plan(
+        tuple(sorted(steps, key=lambda step: _ORDER.index(type(step)))),
+        tuple(each for each in found if isinstance(each, str)),
+    )
+
+
+_ORDER = (Write, Deactivate, Activate)
+"""What was recorded is seen by what follows, and what is freed can be taken."""
+
+
+def _lease(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
+    if lease.state is LeaseState.RELEASING:
+        yield from _release(lease, seen)
+    elif lease.state is LeaseState.ACTIVE:
+        yield from _keep(lease, seen, rules)
+    elif lease.unattended:
+        yield from _complete(lease, seen)
+    else:
+        yield _write(
+            lease, "given up", "whoever asked for it is gone", state=LeaseState.RELEASING, ending=Ending.UNDONE
+        )
+
+
+def _write(lease: Lease, what: str, detail: str = "", **changes: Any) -> Write:
+    return Write((of_lease(replace(lease, **changes), what, actor=ACTOR, detail=detail),))
+
+
+def _complete(lease: Lease, seen: Observed) -> Iterator[Step | str]:
+    """Bring a lease that nobody waits for to ACTIVE."""
+    if lease.state is LeaseState.PENDING:
+        yield _write(lease, "activating", state=LeaseState.ACTIVATING)
+    elif seen.listed is None:
+        return
+    elif odd := _table_changed(lease, seen.listed):
+        yield _write(lease, "given up", odd, state=LeaseState.RELEASING, ending=Ending.FAILED, reason=odd)
+    elif not _all_active(lease, seen.listed):
+        yield from _activate(lease, seen.listed)
+    else:
+        yield _write(lease, "active", state=LeaseState.ACTIVE, generation=seen.generation)
+
+
+def _activate(lease: Lease, listed: PartitionList) -> Iterator[Step | str]:
+    for partition in _partitions(lease, listed):
+        blockers = [other.id for other in listed.blockers(partition) if other.id not in lease.partitions]
+        if partition.active:
+            continue
+        if blockers:
+            yield f"partition {partition.id} of lease {lease.id} is blocked by the active {_ids(blockers)}"
+        else:
+            yield Activate(lease.id, partition.id)
+
+
+INTERRUPTED = "its partitions were not active, so its NVLink traffic was interrupted"
+
+
+def _keep(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
+    """See that what an ACTIVE lease holds is active, follow its VM, and end it where it is to end."""
+    if seen.listed is not None:
+        if odd := _table_changed(lease, seen.listed):
+            yield f"lease {lease.id}: {odd}"
+            if lease.reason != odd:
+                yield _write(lease, "affected", odd, reason=odd)
+            return
+        if not _all_active(lease, seen.listed):
+            if lease.reason == INTERRUPTED:
+                yield from _activate(lease, seen.listed)
+            else:
+                yield _write(lease, "interrupted", INTERRUPTED, reason=INTERRUPTED)
+            return
+        if lease.reason:
+            yield _write(lease, "active again", reason="", generation=seen.generation)
+            return
+    yield from _follow_vm(lease, seen, rules)
+
+
+def _follow_vm(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
+    if seen.vms is None:
+        return
+    vm = vm_of(lease, seen.vms)
+    if vm is not None:
+        yield from _vm_runs(lease, vm, seen)
+    elif seen.open is None or not seen.open.isdisjoint(lease.held):
+        return
+    elif lease.vm_seen:
+        yield from _vm_gone(lease, seen, rules)
+    elif lease.expires is not None and seen.now >= lease.expires:
+        why = "it expired, and no VM ever started under it"
+        yield _write(lease, "expired", why, state=LeaseState.RELEASING, reason=why)
+
+
+def _vm_runs(lease: Lease, vm: Vm, seen: Observed) -> Iterator[Step]:
+    if lease.vm_instance != vm.instance:
+        what = "its VM started again" if lease.vm_seen else "its VM started"
+        yield _write(
+            lease,
+            what,
+            vm.name,
+            vm_seen=True,
+            vm_instance=vm.instance,
+            vm_generation=seen.generation,
+            vm_gone=None,
+        )
+    elif lease.vm_gone is not None:
+        yield _write(lease, "its VM is back", vm.name, vm_gone=None)
+
+
+def _vm_gone(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
+    """A VM that stopped may start again, so its lease stays, unless a setting says otherwise."""
+    if lease.vm_gone is None:
+        yield _write(lease, "its VM is gone", vm_gone=seen.now)
+    elif rules.release_gone_after is not None and seen.now - lease.vm_gone >= rules.release_gone_after:
+        why = f"its VM has been gone for {rules.release_gone_after:g} s"
+        yield _write(lease, "released", why, state=LeaseState.RELEASING, reason=why)
+    else:
+        yield f"lease {lease.id} of {lease.owner} is kept, and its VM is gone"
+
+
+def _release(lease: Lease, seen: Observed) -> Iterator[Step | str]:
+    if seen.listed is None:
+        return
+    active = [p for p in _partitions(lease, seen.listed) if p.active]
+    if active and (odd := _table_changed(lease, seen.listed)):
+        yield f"lease {lease.id}: {odd}"
+    elif seen.open is None:
+        yield f"lease {lease.id}: who holds its GPUs is not known"
+    elif in_use := seen.open.intersection(lease.held):
+        yield f"lease {lease.id}: a VM holds the GPUs {_ids(in_use)}"
+    elif active:
+        for partition in active:
+            yield Deactivate(lease.id, partition.id)
+    elif seen.now < lease.unsettled_until:
+        yield f"lease {lease.id}: a call to Fabric Manager that was given up may take effect yet"
+    else:
+        yield _ended(lease, seen.now)
+
+
+def _ended(lease: Lease, now: float) -> Write:
+    state = LeaseState.RELEASED if lease.ending is Ending.RELEASED else LeaseState.FAILED
+    over = replace(lease, state=state, ended=now)
+    return Write((of_lease(over, lease.ending.value, actor=ACTOR, forget=lease.ending is Ending.UNDONE),))
+
+
+def _unowned(book: Book, seen: Observed, rules: Rules) -> Iterator[Step | str]:
+    """Active partitions that no lease holds."""
+    if seen.listed is None:
+        return
+    for partition in unowned(book, seen.listed):
+        users = [vm.name for vm in seen.vms or () if not vm.gpus.isdisjoint(partition.gpu_ids)]
+        free = seen.open is not None and seen.open.isdisjoint(partition.gpu_ids) and seen.vms is not None and not users
+        if rules.unowned is Unowned.DEACTIVATE and free:
+            yield Deactivate("", partition.id)
+        else:
+            by = f", and {', '.join(users)} has its GPUs" if users else ""
+            yield f"partition {partition.id} is active, and no lease holds it{by}"
+
+
+def unowned(book: Book, listed: PartitionList) -> tuple[Partition, ...]:
+    """The active partitions that no lease holds."""
+    held = {partition for lease in book.leases.values() for partition in lease.partitions}
+    return tuple(partition for partition in listed.partitions if partition.active and partition.id not in held)
+
+
+def vm_of(lease: Lease, vms: Iterable[Vm]) -> Vm | None:
+    """The running VM that a lease is for: that of its UUID, else the one that has its GPUs and no others."""
+    if lease.vm_uuid:
+        return next((vm for vm in vms if vm.uuid == lease.vm_uuid), None)
+    return next((vm for vm in vms if vm.gpus and vm.gpus <= set(lease.gpus)), None)
+
+
+def to_set(book: Book, seen: PartitionList | None) -> tuple[int, ...]:
+    """The partitions that a Fabric Manager which takes up its state must be told are active.
+
+    Those of a lease that ends, too, for a partition that it thinks inactive is never unprogrammed: they are deactivated
+    afterwards. Those of a lease that begins only as far as they were last seen active.
+    """
+    active = {p.id for p in seen.partitions if p.active} if seen else None
+    ends = (LeaseState.RELEASING, LeaseState.ACTIVATING)
+    return tuple(
+        sorted(
+            partition
+            for lease in book.leases.values()
+            for partition in lease.partitions
+            if lease.state is LeaseState.ACTIVE or (lease.state in ends and (active is None or partition in active))
+        )
+    )
+
+
+def _partitions(lease: Lease, listed: PartitionList) -> list[Partition]:
+    return [found for partition in lease.partitions if (found := listed.find(partition)) is not None]
+
+
+def _all_active(lease: Lease, listed: PartitionList) -> bool:
+    return all(partition.active for partition in _partitions(lease, listed))
+
+
+def _table_changed(lease: Lease, listed: PartitionList) -> str:
+    """How the table differs from the one by which the lease was made; empty where its partitions are as they were."""
+    found = _partitions(lease, listed)
+    gpus = {gpu for partition in found for gpu in partition.gpu_ids}
+    if len(found) == len(lease.partitions) and gpus == set(lease.held):
+        return ""
+    return f"the partition table has no partitions {_ids(lease.partitions)} with the GPUs {_ids(lease.held)} any more"
+
+
+def _ids(ids: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(ids)))
