@@ -80,7 +80,7 @@ def test_every_module_says_its_licence_and_its_role(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text))
 
 
-SCRIPTS = ["demo", "install", "packages", "setup", "setup-image", "setup-lab", "uninstall", "wheels"]
+SCRIPTS = ["demo", "install", "packages", "setup", "setup-image", "setup-lab", "setup-qemu", "uninstall", "wheels"]
 
 
 @pytest.mark.parametrize("script", [*(f"tools/{name}" for name in SCRIPTS), ".ci/run"])

@@ -21,8 +21,8 @@ FIRST = "first"
 """The built image."""
 SECOND = "second"
 """Another root: the same files in a file that is longer."""
-MUTE = "mute"
-"""Another root, and an agent that never answers."""
+BROKEN = "broken"
+"""A root that cannot be mounted, so that the guest powers off as it boots."""
 AGENT = "agent"
 """Another agent, and nothing else."""
 MUTE_AGENT = "mute-agent"
@@ -40,16 +40,13 @@ def make(images: Images, folder: Path, public: Path, scratch: Path) -> None:
     first = folder / FIRST
     build = [str(ROOT / "service-vm/build"), "--agent-only", "--from", str(images.service_vm), "--output", str(first)]
     process.run(build, timeout=120)
-    second = _like(first, SECOND)
-    (second / "root.squashfs").unlink()
-    shutil.copyfile(first / "root.squashfs", second / "root.squashfs")
-    with (second / "root.squashfs").open("ab") as root:
-        root.write(bytes(4096))
-    agent = _like(first, AGENT)
-    _append(agent / "agent.tar", "fmctl/lab", b"")
-    for name, base in ((MUTE, second), (MUTE_AGENT, first)):
-        mute = _like(base, name)
-        _append(mute / "agent.tar", "fmctl/__main__.py", _MUTE)
+    root = (first / "root.squashfs").read_bytes()
+    for name, data in ((SECOND, root + bytes(4096)), (BROKEN, bytes(4096))):
+        image = _like(first, name)
+        (image / "root.squashfs").unlink()
+        (image / "root.squashfs").write_bytes(data)
+    _append(_like(first, AGENT) / "agent.tar", "fmctl/lab", b"")
+    _append(_like(first, MUTE_AGENT) / "agent.tar", "fmctl/__main__.py", _MUTE)
     for image in folder.iterdir():
         _describe(image)
         _fmctl("image", "sign", str(image), "--key", str(key))

@@ -36,6 +36,7 @@ class Host:
         self._channel = channel
         self._deadline = deadline
         self._began = 0.0
+        self._ends = 0
 
     def run(self, command: str, timeout: float = 60.0) -> Answer:
         """Run a line of bash, whatever its exit status; raises HostDead."""
@@ -83,8 +84,17 @@ class Host:
         click.echo(f"note    {self.variant.value:8}  {text}")
 
     def begin(self) -> None:
-        """Note the time, so that `evidence` tells only of what comes."""
+        """Note the time, so that `evidence` and `has_lost_a_guest` tell only of what comes."""
         self._began = float(self.sh("date +%s"))
+        self._ends = self._guest_ends()
+
+    def has_lost_a_guest(self) -> bool:
+        """Whether a VM ended of itself since the scenario began, as one does that the emulation loses."""
+        return self._guest_ends() > self._ends
+
+    def _guest_ends(self) -> int:
+        """How often a VM ended that neither libvirt nor a signal ended, by libvirt's log."""
+        return int(self.run("cat /var/log/libvirt/qemu/*.log | grep --count --text reason=shutdown").out)
 
     def evidence(self) -> str:
         """What to read after a failure: the journal since the scenario began, and what the VMs and QEMU wrote."""

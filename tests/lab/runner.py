@@ -18,6 +18,8 @@ from tests.lab.scenario import Scenario, every
 
 TAIL = 40
 """How many last lines of the console are shown when the emulated host dies."""
+DEATHS = 3
+"""How often the emulated host is booted once more where the emulation itself dies, as QEMU's does of nested VMs."""
 
 
 @dataclass
@@ -33,8 +35,17 @@ class Tally:
         self.passed += not trouble
         self.failed += bool(trouble)
         click.echo(f"{'FAILED' if trouble else 'passed'}  {variant.value:8}  {seconds:6.1f} s  {name}")
-        for line in trouble.splitlines():
-            click.echo(f"    {line}")
+        _tell(trouble)
+
+    def note(self, variant: Variant, text: str, trouble: str) -> None:
+        """Print what the emulation did, which is no scenario's failure."""
+        click.echo(f"note    {variant.value:8}  {text}")
+        _tell(trouble)
+
+
+def _tell(trouble: str) -> None:
+    for line in trouble.splitlines():
+        click.echo(f"    {line}")
 
 
 def run(variants: Sequence[Variant], disks: Disks, folder: Path, *, only: Sequence[str], limit: float) -> int:
@@ -58,24 +69,20 @@ def _is_meant(scenario: Scenario, only: Sequence[str]) -> bool:
 def _run_variant(
     variant: Variant, chosen: Sequence[Scenario], disks: Disks, folder: Path, tally: Tally, deadline: float
 ) -> None:
-    """Run them in one boot, or in two where the emulation itself dies, as QEMU's does now and then of nested VMs."""
+    """Run them in one boot, or in more where the emulation itself dies."""
     click.echo(f"\n{variant.value}: {variant.about}")
     waiting = list(chosen)
-    for last in (False, True):
-        scratch = folder / ("second" if last else "first")
+    for death in range(1 + DEATHS):
+        scratch = folder / str(death)
         scratch.mkdir()
-        began = time.monotonic()
         try:
             return _run_boot(variant, waiting, disks, scratch, tally, deadline)
         except HostDead as error:
             console = (scratch / "console.log").read_text(errors="replace").splitlines()[-TAIL:]
             trouble = "\n".join([str(error), *console])
-        if last or time.monotonic() > deadline:
+        if death == DEATHS or time.monotonic() > deadline:
             break
-        click.echo(
-            f"died    {variant.value:8}  {time.monotonic() - began:6.1f} s  in: {waiting[0].name}; booted once more"
-        )
-        click.echo("\n".join(f"    {line}" for line in trouble.splitlines()))
+        tally.note(variant, f"the emulated host died in: {waiting[0].name}; it is booted once more", trouble)
     tally.count(variant, waiting.pop(0).name, 0.0, trouble)
     for scenario in waiting:
         tally.count(variant, scenario.name, 0.0, "not run")
@@ -92,6 +99,9 @@ def _run_boot(
         while waiting:
             began = time.monotonic()
             trouble = _trouble(waiting[0], host)
+            if trouble and host.has_lost_a_guest():
+                tally.note(variant, f"a VM ended of itself in: {waiting[0].name}; it runs once more", trouble)
+                trouble = _trouble(waiting[0], host)
             tally.count(variant, waiting.pop(0).name, time.monotonic() - began, trouble)
 
 

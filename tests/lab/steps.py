@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ def started(host: Host, *, status: int = 0) -> str:
 
 def ready(host: Host) -> None:
     """The daemon runs, and Fabric Manager takes calls in the Service VM."""
+    answer = host.run("fmctl status --output json")
+    if answer.status == 0 and json.loads(answer.out)["service_vm"]["state"] == "ready":
+        return
     serving(host)
     if host.run(f"test -e {STORE}/current").status:
         upgrade(host, guests.FIRST)
@@ -88,8 +92,9 @@ def active(host: Host) -> list[int]:
     return [row["id"] for row in host.ask("list")["partitions"] if row["status"] == "active"]
 
 
+@functools.cache
 def switches(host: Host) -> list[str]:
-    """The addresses of what the Service VM is given."""
+    """The addresses of what the Service VM is given, which do not change."""
     devices = host.ask("inventory", *BOARD)["devices"]
     return [device["address"] for device in devices if device["role"] != "gpu"]
 
