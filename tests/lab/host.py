@@ -30,9 +30,10 @@ def want(condition: object, text: str) -> None:
 class Host:
     """One boot of one variant."""
 
-    def __init__(self, channel: Channel, variant: Variant, deadline: float) -> None:
-        """`deadline` is when the whole run must be over, of time.monotonic()."""
+    def __init__(self, channel: Channel, variant: Variant, deadline: float, name: str = "") -> None:
+        """`deadline` is when the whole run must be over, of time.monotonic(); `name` is what notes are told under."""
         self.variant = variant
+        self._name = name or variant.value
         self._channel = channel
         self._deadline = deadline
         self._began = 0.0
@@ -81,7 +82,7 @@ class Host:
 
     def note(self, text: str) -> None:
         """Tell beside the scenario's line what was odd and no failure."""
-        click.echo(f"note    {self.variant.value:8}  {text}")
+        click.echo(f"note    {self._name:13}  {text}")
 
     def begin(self) -> None:
         """Note the time, so that `evidence` and `has_lost_a_guest` tell only of what comes."""
