@@ -80,14 +80,16 @@ def _behind_port(port: str, place: str, number: int, device: str) -> list[str]:
     ]
 
 
-def command_line(variant: Variant, disks: Disks, folder: Path, *, interactive: bool) -> list[str]:
+def command_line(
+    variant: Variant, disks: Disks, folder: Path, *, interactive: bool, processors: int = PROCESSORS
+) -> list[str]:
     """QEMU's argv; the socket of the command channel and the console's log lie in `folder`."""
     arguments = "root=/dev/vda rw console=ttyS0 quiet intel_iommu=on panic=-1" + (" lab.shell" if interactive else "")
     console = "stdio,signal=off" if interactive else "null"
     return [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config"),
         *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi", "-cpu", "max"),
-        *("-smp", str(PROCESSORS), "-m", str(MEMORY_MIB), "-display", "none"),
+        *("-smp", str(processors), "-m", str(MEMORY_MIB), "-display", "none"),
         *("-device", "intel-iommu,intremap=on"),
         *("-netdev", "user,id=nowhere,restrict=on"),
         *("-object", "memory-backend-ram,id=foreign,size=1M,share=on"),
@@ -114,9 +116,9 @@ def blank_rom() -> bytes:
 
 
 @contextlib.contextmanager
-def booted(variant: Variant, disks: Disks, folder: Path) -> Iterator[Channel]:
+def booted(variant: Variant, disks: Disks, folder: Path, *, processors: int = PROCESSORS) -> Iterator[Channel]:
     """The emulated host with a command channel, until the block ends; raises HostDead."""
-    with process.Child(command_line(variant, disks, folder, interactive=False)) as child:
+    with process.Child(command_line(variant, disks, folder, interactive=False, processors=processors)) as child:
         channel = Channel(folder / "channel", time.monotonic() + BOOT_TIMEOUT)
         try:
             answer = channel.run("systemctl is-system-running --wait", BOOT_TIMEOUT)
