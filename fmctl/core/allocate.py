@@ -9,7 +9,7 @@ then most of the next size, and so on; then the nearest to the preferred NUMA no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -104,8 +104,21 @@ def merit(available: Availability, partition: Partition, given: int, *, node: in
 
 
 def choose(
-    available: Availability, size: int, *, given: int | None = None, node: int | None = None
+    partitions: Sequence[Partition],
+    busy: Collection[int],
+    count: int,
+    *,
+    nodes: Mapping[int, int] | None = None,
+    node: int | None = None,
 ) -> Partition | None:
+    """The partition of exactly `count` GPUs to take while the physical ids in `busy` are not free; None for none.
+
+    `nodes` is the NUMA node of each physical id, and `node` the one that is preferred.
+    """
+    return best(Availability(partitions, busy, nodes=nodes or {}), count, node=node)
+
+
+def best(available: Availability, size: int, *, given: int | None = None, node: int | None = None) -> Partition | None:
     """The partition of `size` GPUs to take, or None where none is free.
 
     `given` is how many of its GPUs are for the VM, all unless told, and `node` the NUMA node preferred for these.
@@ -120,7 +133,7 @@ def choices(available: Availability, wanted: Need, *, node: int | None = None) -
     Where no NUMA node is preferred, that of the first partition is for the others.
     """
     made: list[Choice] = []
-    while len(made) < wanted.pieces and (chosen := choose(available, wanted.size, given=wanted.given, node=node)):
+    while len(made) < wanted.pieces and (chosen := best(available, wanted.size, given=wanted.given, node=node)):
         made.append(Choice(available, chosen, node))
         available = available.taking(chosen)
         node = available.nodes.get(chosen.gpu_ids[0]) if node is None else node

@@ -67,7 +67,7 @@ class Chain:
 
 
 def ours(available: Availability, size: int) -> Sequence[Partition]:
-    chosen = allocate.choose(available, size)
+    chosen = allocate.best(available, size)
     return () if chosen is None else (chosen,)
 
 

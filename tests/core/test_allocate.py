@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from fmctl.core.allocate import Grant, Shape, by_gpus, by_partition, choose, grant
+from fmctl.core.allocate import Grant, Shape, best, by_gpus, by_partition, choose, grant
 from fmctl.core.availability import Availability
 from fmctl.core.errors import BadRequest, Fragmented, NoCapacity, NoSuchPartition, PartitionHeld
 from fmctl.core.partition import Partition
@@ -67,13 +67,13 @@ def test_the_choice_keeps_most_then_is_nearest_then_has_the_lowest_id(
         available = Availability(partitions, busy, nodes=nodes)
         for size in range(1, 17):
             candidates = [p for p in free_of(partitions, busy) if len(p.gpus) == size]
-            chosen = choose(available, size, node=node)
+            chosen = best(available, size, node=node)
             if not candidates:
                 assert chosen is None
                 continue
             assert chosen in candidates
-            best = max(kept(partitions, busy, p) for p in candidates)
-            candidates = [p for p in candidates if kept(partitions, busy, p) == best]
+            wanted = max(kept(partitions, busy, p) for p in candidates)
+            candidates = [p for p in candidates if kept(partitions, busy, p) == wanted]
             nearest = min(spread(p.gpu_ids, nodes, node) for p in candidates)
             assert chosen.id == min(p.id for p in candidates if spread(p.gpu_ids, nodes, node) == nearest)
 
@@ -84,7 +84,7 @@ def test_every_state_that_leases_can_reach_is_left_through_free_partitions_alone
     for active in states:
         available = Availability(H100).taking(*active)
         for size in (1, 2, 4, 8):
-            chosen = choose(available, size)
+            chosen = best(available, size)
             free = [p for p in H100 if len(p.gpus) == size and not any(p.overlaps(other) for other in active)]
             assert (chosen in free) if free else (chosen is None)
 
@@ -92,7 +92,7 @@ def test_every_state_that_leases_can_reach_is_left_through_free_partitions_alone
 def test_partitions_of_one_size_are_packed_where_larger_ones_are_broken_already() -> None:
     available = Availability(H100)
     order = []
-    while chosen := choose(available, 1):
+    while chosen := best(available, 1):
         order.append(chosen.gpu_ids[0])
         available = available.taking(chosen)
     assert order == [1, 3, 2, 4, 5, 7, 6, 8]
@@ -112,7 +112,7 @@ def test_partitions_of_one_size_are_packed_where_larger_ones_are_broken_already(
     ],
 )
 def test_choices(partitions: Table, busy: Collection[int], size: int, chosen: int) -> None:
-    found = choose(Availability(partitions, busy), size)
+    found = choose(partitions, busy, size)
     assert found is not None
     assert found.id == chosen
 
@@ -125,8 +125,8 @@ def test_smaller_partitions_count_where_the_larger_ones_do_not_tell() -> None:
 def test_the_order_of_the_table_does_not_matter() -> None:
     for busy in busy_sets(OVERLAPPING):
         for size in (1, 2, 3):
-            there = choose(Availability(OVERLAPPING, busy), size)
-            assert there == choose(Availability(OVERLAPPING[::-1], busy), size)
+            there = best(Availability(OVERLAPPING, busy), size)
+            assert there == best(Availability(OVERLAPPING[::-1], busy), size)
 
 
 def test_of_partitions_with_the_same_gpus_the_one_that_is_not_cordoned_is_taken() -> None:
@@ -145,7 +145,7 @@ def test_of_partitions_with_the_same_gpus_the_one_that_is_not_cordoned_is_taken(
 def test_what_is_withheld_is_never_a_candidate(kwargs: dict[str, dict[int, str]]) -> None:
     available = Availability(H100, **kwargs)  # type: ignore[arg-type]
     taken = []
-    while chosen := choose(available, 1):
+    while chosen := best(available, 1):
         taken.append(chosen.gpu_ids[0])
         available = available.taking(chosen)
     assert sorted(taken) == [2, 4, 5, 6, 7, 8]
