@@ -33,6 +33,8 @@ class MarkKind(str, Enum):
     CLEANING = "cleaning"
     OBSERVED = "observed"
     """Of the host: nothing is changed on it until `fmctl reconcile --accept`."""
+    MET = "met"
+    """Of the host: it was looked at before anything was changed on it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Entry:
     unmark: MarkKind | None = None
     revision: int = 0
     time: float = 0.0
+
+    def committed(self, revision: int, at: float) -> Entry:
+        """The entry as a store has it, and its lease with the same revision."""
+        lease = None if self.lease is None else replace(self.lease, revision=revision)
+        return replace(self, lease=lease, revision=revision, time=at)
 
 
 def of_lease(lease: Lease, what: str, *, actor: str = "", detail: str = "", forget: bool = False) -> Entry:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from fmctl.core.pci import Bdf
+
 MULTI_GPU = 2
 """From so many GPUs on, a lease has NVLinks that others can interrupt."""
 
@@ -40,6 +42,21 @@ class Ending(str, Enum):
     RELEASED = "released"
     FAILED = "failed"
     UNDONE = "undone"
+
+
+@dataclass(frozen=True)
+class GpuDevice:
+    """A leased GPU as a VM manager needs it; all but the physical id is None where it is not known."""
+
+    physical_id: int
+    address: Bdf | None = None
+    iommu_group: int | None = None
+    numa_node: int | None = None
+
+    @property
+    def vfio_path(self) -> str:
+        """What a VM opens of it; empty where the group is not known."""
+        return "" if self.iommu_group is None else f"/dev/vfio/{self.iommu_group}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Every call that leaves the process takes a timeout in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from fmctl.core.answers import AgentStatus, FabricFacts, ProcessState, ServiceVmStatus, StartMode
@@ -105,19 +105,6 @@ class KeptAgent(Agent, Protocol):
         """
 
 
-class Claims(Protocol):
-    """Which owner asked for which partition. A claim is written before Fabric Manager is asked."""
-
-    def owners(self) -> Mapping[int, str]:
-        """Owner by partition id."""
-
-    def put(self, partition_id: int, owner: str) -> None:
-        """Record a claim, in place of any other on that partition."""
-
-    def drop(self, partition_id: int) -> None:
-        """Forget the claim on a partition, if there is one."""
-
-
 class Store(Protocol):
     """The book of this host, its leases that are over, and every entry so far, for good.
 
@@ -132,8 +119,9 @@ class Store(Protocol):
     def commit(self, entries: Sequence[Entry], *, at: float) -> tuple[Entry, ...]:
         """Make these entries durable together, at that time in seconds since the epoch, and then part of the book.
 
-        The entries with their revisions; once this returns they survive the death of the process and of the host.
-        Raises RequestIdReused where a lease has an owner and a request id that another lease has.
+        The entries, and their leases, with their revisions; once this returns they survive the death of the process
+        and of the host. Raises RequestIdReused, and changes nothing, where a lease has an owner and a request id that
+        another lease has.
         """
 
     def lease(self, lease_id: str) -> Lease:
@@ -143,9 +131,10 @@ class Store(Protocol):
         """The lease that stands for a request, also one that is over."""
 
     def leases(self, *, owner: str = "", over: bool = False, after: str = "", limit: int = 0) -> tuple[Lease, ...]:
-        """Leases, oldest first: those of one owner if it is named, and with `over` also those that are over.
+        """Leases, first committed first: those of one owner if it is named, and with `over` those that are over, too.
 
-        `after` is the id of the last lease of the page before, and `limit` how many there may be, 0 for all.
+        `after` is the id of the last lease of the page before, and `limit` how many there may be, 0 for all. Raises
+        NoSuchLease where the lease `after` is gone, so that the list must begin again.
         """
 
     def entries(self, after: int, *, limit: int) -> tuple[Entry, ...]:
@@ -155,7 +144,10 @@ class Store(Protocol):
         """
 
     def compact(self, *, leases_before: float, entries_before: float) -> None:
-        """Forget leases that ended before that time, and entries that were made before that, but for the last one."""
+        """Forget leases that ended before that time, and the first entries as far as all were made before that.
+
+        The last entry stays.
+        """
 
 
 class PciBus(Protocol):

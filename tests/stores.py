@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of the store write: leases, and one of each kind of value with no field at its default."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_lease
+from fmctl.core.lease import Ending, Lease, LeaseState
+
+T0 = 1_700_000_000.25
+"""A time that is a whole number of microseconds."""
+
+FULL_LEASE = Lease(
+    id="6d0f8a86-0000-4000-8000-000000000001",
+    owner="tenant-ä",
+    request_id="request \N{SNOWMAN} 'x'",
+    request='{"gpus": 2}',
+    state=LeaseState.ACTIVE,
+    partitions=(3, 4),
+    gpus=(1, 2),
+    spare=(5,),
+    created=T0 + 0.1,
+    ended=T0 + 0.3,
+    expires=T0 + 1 / 3,
+    vm_uuid="a5d6e0c2-0000-4000-8000-000000000002",
+    vm_seen=True,
+    labels={"team": "ml", "": "\N{SNOWMAN}"},
+    unattended=True,
+    reason='two\nlines and a "quote"',
+    ending=Ending.FAILED,
+    unsettled_until=T0 + 0.2,
+    generation=7,
+    vm_generation=6,
+    vm_instance=12,
+    vm_gone=T0 + 0.6,
+    fm_version="570.86.15",
+    required_guest_driver="570",
+    revision=99,
+)
+FULL_ENTRY = Entry(
+    kind=Kind.GPU,
+    subject="5",
+    what="quarantined",
+    actor="unix:0",
+    detail="of \N{SNOWMAN}",
+    lease=replace(FULL_LEASE, id="6d0f8a86-0000-4000-8000-000000000003", request_id="another"),
+    forget=True,
+    mark=Mark(MarkKind.QUARANTINED, "its memory is not zero", T0 + 0.4),
+    unmark=MarkKind.CLEANING,
+    revision=98,
+    time=T0 + 0.5,
+)
+
+
+def lease(name: str, state: LeaseState = LeaseState.ACTIVE, *, owner: str = "a", request: str = "") -> Lease:
+    """A lease of that id, for a request of its own unless one is named; over since T0 if it is over."""
+    ended = T0 if state.over else None
+    return Lease(name, owner, request or f"for {name}", "{}", state, (3,), (1, 2), created=T0, ended=ended)
+
+
+def made(name: str, state: LeaseState = LeaseState.ACTIVE, *, owner: str = "a", request: str = "") -> Entry:
+    """The entry that says that such a lease is now so."""
+    return of_lease(lease(name, state, owner=owner, request=request), state.value)
+
+
+def note(what: str) -> Entry:
+    """An entry that only tells."""
+    return Entry(Kind.HOST, "", what)
