@@ -13,7 +13,7 @@ from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 
 NAMESPACE = "urn:fmctl:domain:1"
-"""The XML namespace of fmctl's own element in a domain's metadata, whose attributes are `fingerprint` and `image`."""
+"""The XML namespace of fmctl's own element in a domain's metadata: attributes `fingerprint`, `image` and `owner`."""
 
 
 class DomainRefused(FmctlError):
@@ -36,7 +36,7 @@ class Domain:
     `hostdevs` are the host's PCI functions that it was given, by address, `cid` its context id for vsock, `fingerprint`
     what fmctl wrote into the domain's metadata, empty in a domain that fmctl did not make, and `image` which image it
     boots, empty where the settings name its files. `instance` is libvirt's number of this life of it: another start has
-    another one.
+    another one. `owner` is who the tenant is, where the domain's metadata names it in fmctl's namespace.
     """
 
     uuid: str
@@ -47,6 +47,7 @@ class Domain:
     fingerprint: str = ""
     image: str = ""
     instance: int = 0
+    owner: str = ""
 
     @classmethod
     def from_xml(cls, xml: str, state: DomainState = DomainState.RUNNING) -> Domain:
@@ -66,6 +67,7 @@ class Domain:
             fingerprint=_first(marks, "fingerprint"),
             image=_first(marks, "image"),
             instance=int(root.get("id", "0")),
+            owner=_first(marks, "owner"),
         )
 
 

@@ -7,7 +7,7 @@ is not known is no reason to act: without Fabric Manager's list, or without libv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -26,13 +26,22 @@ class Unowned(str, Enum):
     """What becomes of an active partition that no lease holds."""
 
     REPORT = "report"
-    ADOPT = "adopt"
     DEACTIVATE = "deactivate"
+
+
+class Mode(str, Enum):
+    """Whether this host is changed: never, always, or once a person accepts what was there before fmctl was."""
+
+    OBSERVE = "observe"
+    MANAGE = "manage"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Rules:
     """The settings that decide. `release_gone_after` is in seconds; None keeps a lease whose VM is gone."""
+
+    mode: Mode = Mode.AUTO
 
     unowned: Unowned = Unowned.REPORT
     release_gone_after: float | None = None
@@ -40,12 +49,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Vm:
-    """A running VM, with the physical ids of the GPUs that it was given."""
+    """A running VM, with the physical ids of the GPUs that it was given, and whom its own metadata names as owner."""
 
     uuid: str
     name: str
     instance: int
     gpus: frozenset[int] = frozenset()
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,8 @@ class Observed:
     """One look at everything, at `now` in seconds since the epoch.
 
     `listed` is None where Fabric Manager does not answer, `vms` where libvirt does not, and `open` where it cannot be
-    told whose VFIO groups are open; it has the physical ids of those that are. `attended` are the leases that a call is
-    working on, which belong to that call alone.
+    told whose VFIO groups are open; it has the physical ids of those that are. No call is under way: a lease that is
+    not ACTIVE yet has nobody who works on it.
     """
 
     now: float
@@ -62,7 +72,6 @@ class Observed:
     vms: tuple[Vm, ...] | None = None
     open: frozenset[int] | None = None
     generation: int = 0
-    attended: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,17 @@ class Plan:
 
 
 def plan(book: Book, seen: Observed, rules: Rules) -> Plan:
-    """What to do next."""
+    """What to do next, for every lease and every partition that none holds."""
     leases = sorted(book.leases.values(), key=lambda lease: (lease.created, lease.id))
-    mine = (lease for lease in leases if lease.id not in seen.attended)
-    found = [*(each for lease in mine for each in _lease(lease, seen, rules)), *_unowned(book, seen, rules)]
+    return _plan((*(each for lease in leases for each in _lease(lease, seen, rules)), *_unowned(book, seen, rules)))
+
+
+def plan_for(lease: Lease, seen: Observed, rules: Rules) -> Plan:
+    """What to do next for one lease."""
+    return _plan(tuple(_lease(lease, seen, rules)))
+
+
+def _plan(found: Sequence[Step | str]) -> Plan:
     steps = [each for each in found if not isinstance(each, str)]
     return Plan(
         tuple(sorted(steps, key=lambda step: _ORDER.index(type(step)))),
@@ -265,6 +281,19 @@ def unowned(book: Book, listed: PartitionList) -> tuple[Partition, ...]:
     """The active partitions that no lease holds."""
     held = {partition for lease in book.leases.values() for partition in lease.partitions}
     return tuple(partition for partition in listed.partitions if partition.active and partition.id not in held)
+
+
+def in_use(listed: PartitionList, held: Collection[int] | None) -> str:
+    """What shows that a host without leases is in use; empty where nothing does."""
+    found = []
+    active = [partition.id for partition in listed.partitions if partition.active]
+    if active:
+        found.append(f"partition{'s' * (len(active) > 1)} {_ids(active)} {'are' if len(active) > 1 else 'is'} active")
+    if held:
+        found.append(f"somebody holds the GPUs {_ids(held)}")
+    if held is None:
+        found.append("who holds GPUs is not known")
+    return "; ".join(found)
 
 
 def vm_of(lease: Lease, vms: Iterable[Vm]) -> Vm | None:
