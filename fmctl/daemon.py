@@ -11,31 +11,37 @@ import time
 from pathlib import Path, PurePosixPath
 
 from fmctl import local, notify, platforms, process
+from fmctl.control.closedstore import ClosedStore
+from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
 from fmctl.control.domain import World
-from fmctl.control.fabric import FabricController
 from fmctl.control.gate import HostGate
+from fmctl.control.gpus import Gpus
 from fmctl.control.logs import MAX_LINES, GuestLogs
 from fmctl.control.monitor import Monitor
 from fmctl.control.operator import Operator
 from fmctl.control.servicevm import LONGEST_TURN, ServiceVm
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.answers import FabricState, ServiceVmStatus
-from fmctl.core.errors import FmctlError, InvalidDocument
+from fmctl.core.book import Kind
+from fmctl.core.errors import FmctlError, InvalidDocument, StoreUnusable
 from fmctl.core.loglines import KeptLog
+from fmctl.core.plan import Rules as LeaseRules
 from fmctl.core.platform import Platform
 from fmctl.core.ports import Hypervisor
 from fmctl.core.servicevm import Rules
 from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
-from fmctl.host.claims import FileClaims
+from fmctl.core.vfio import Step
+from fmctl.host import identity
 from fmctl.host.generation import FileGeneration
+from fmctl.host.store import FileStore
 from fmctl.local import Host
 from fmctl.notify import Notifier
 from fmctl.rpc import vsock
 from fmctl.rpc.agent_client import AgentClient
 from fmctl.rpc.probe import Probe
 from fmctl.rpc.relay import Relay
-from fmctl.rpc.server import CONTROLLER_SERVICE, SERVICE_VM_SERVICE, Listening, Server
+from fmctl.rpc.server import CONTROLLER_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
 from fmctl.rpc.services import services
 from fmctl.watchdog import Watchdog
 
@@ -74,14 +80,11 @@ def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | Non
     board = platforms.resolve(platform)
     with SimulatedBoard(board, platform, state_dir, call_timeout=settings.call_timeout_s) as guest:
         pretended = SimulatedHost(board, guest.guest)
-        console, claims = (
-            AbsolutePath(PurePosixPath(path)) for path in (guest.console_log, guest.folder / "claims.json")
-        )
+        console = AbsolutePath(PurePosixPath(guest.console_log))
         service_vm = dataclasses.replace(settings.service_vm, managed=True, console_log=console)
         settings = dataclasses.replace(
             settings,
             agent=guest.agent_address,
-            claims_file=claims,
             service_vm=service_vm,
             platform=platform,
             state_dir=AbsolutePath(PurePosixPath(guest.folder)),
@@ -119,10 +122,15 @@ class _Daemon:
         self._agent = AgentClient(self._dialled(), name=str(self._agent_address), failure=self._failure)
         self._service_vm = self._keeper(hypervisor) if hypervisor else None
         self._logs = GuestLogs(self._agent)
+        self._store = _store(Path(settings.state_dir.path))
         self._controller = FabricController(
             self._agent,
-            FileClaims(Path(settings.claims_file.path)),
+            self._store,
             HostGate(host.inventory, host.check, self._service_vm),
+            Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=_log_step), hypervisor),
+            rules=LeaseRules(settings.mode, settings.unowned_partitions, settings.release_gone_after_s or None),
+            host_id=identity.machine_id(),
+            wake=lambda: self._monitor.wake(),
             agent_address=str(self._agent_address),
             platform=_platform(settings, host),
             known_platforms=platforms.every(),
@@ -132,21 +140,25 @@ class _Daemon:
         )
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
-            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE),
+            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE),
             services(self._controller, Operator(self._service_vm) if self._service_vm else None, self._log),
             simulated=lambda: self._controller.simulated,
         )
 
+        self._monitor = Monitor(self._look, self._fabric_changed, interval=settings.poll_interval_s)
+
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM."""
-        monitor = Monitor(self._look, self._server.fabric_changed, interval=self._settings.poll_interval_s)
         with contextlib.ExitStack() as stack:
+            stack.callback(self._store.close)
+            self._controller.reconciler.meet_vms()
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
+                self._hypervisor.watch(self._monitor.wake)
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            for part in (self._relay, self._service_vm, self._logs, monitor):
+            for part in (self._relay, self._service_vm, self._logs, self._monitor):
                 if part is not None:
                     stack.enter_context(part)
             self._watch(stack)
@@ -174,12 +186,16 @@ class _Daemon:
         self._told = told
         return state, message
 
+    def _fabric_changed(self, state: FabricState) -> None:
+        self._server.fabric_changed(state)
+        self._controller.record(Kind.FABRIC, state.value)
+
     def _log(self, lines: int) -> KeptLog:
         return KeptLog(self._logs.recent(lines or MAX_LINES), self._logs.dropped)
 
     def _keeper(self, hypervisor: Hypervisor) -> ServiceVm:
         settings, host = self._settings, self._host
-        vfio = host.vfio(tell=lambda step: log.info("%s", step))
+        vfio = host.vfio(tell=_log_step)
         world = World(
             hypervisor,
             self._agent,
@@ -195,7 +211,15 @@ class _Daemon:
             settings.service_vm_restart, settings.service_vm.start_timeout_s, settings.service_vm.restart_limit
         )
         beat = self._watchdog.loop("Service VM", longest=LONGEST_TURN + settings.poll_interval_s)
-        return ServiceVm(world, settings.service_vm, rules, interval=settings.poll_interval_s, beat=beat)
+        return ServiceVm(
+            world,
+            settings.service_vm,
+            rules,
+            interval=settings.poll_interval_s,
+            beat=beat,
+            observed=lambda: self._controller.reconciler.observed,
+            record=lambda what, detail: self._controller.record(Kind.SERVICE_VM, what, detail),
+        )
 
     def _to_agent(self) -> Relay | None:
         """What carries calls to an agent that is reached over vsock."""
@@ -227,6 +251,19 @@ def _in_words(state: FabricState, service_vm: ServiceVmStatus | None) -> str:
         if service_vm.degraded:
             words.append(f"no new work: {service_vm.degraded}")
     return "; ".join(words)
+
+
+def _store(folder: Path) -> FileStore | ClosedStore:
+    """The store of leases, or what stands in for one that cannot be opened: then this host is only observed."""
+    try:
+        return FileStore(folder / "leases.db", journal=folder / "audit.jsonl")
+    except StoreUnusable as error:
+        log.error("%s; nothing is changed on this host", error)
+        return ClosedStore(error, time.time())
+
+
+def _log_step(step: Step) -> None:
+    log.info("%s", step)
 
 
 def _vsock(settings: ServiceVmSettings) -> VsockAddress:

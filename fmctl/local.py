@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmctl import platforms, process, templates
+from fmctl import files, platforms, process, templates
 from fmctl.control import discovery, isolation
 from fmctl.control.vfio import Vfio
 from fmctl.core import domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
@@ -108,6 +108,15 @@ class Host:
         if self.files is None and image is None:
             vm = dataclasses.replace(vm, kernel=vm.kernel or SIMULATED_KERNEL)
         return domain_xml.render_service_vm(domain_xml.service_vm(vm, inventory, image), _templates(settings))
+
+    def gpu_map(self, settings: DaemonSettings) -> Callable[[Inventory], GpuMap | None]:
+        """Which GPU is which: by the file that the settings name, read anew; on a pretended host, by their order."""
+        path = settings.gpu_map
+        if self.files is None:
+            return gpumap.in_order
+        if path is None:
+            return lambda inventory: None
+        return lambda inventory: gpumap.parse(files.read(Path(path.path)), str(path))
 
     def for_tenant(self, settings: DaemonSettings, gpu_map: GpuMap | None) -> tenantvm.Host:
         """The host as a tenant VM sees it; without a map its GPUs are taken in the order of their addresses."""

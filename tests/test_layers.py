@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "daemon": {
         *("control", "core", "guest", "host", "local", "notify", "platforms", "process", "rpc", "sim", "watchdog"),
     },
-    "local": {"control", "core", "host", "platforms", "process", "sim", "templates"},
+    "local": {"control", "core", "files", "host", "platforms", "process", "sim", "templates"},
     "cli": {"core", "files", "platforms", "rpc", "versions"},
     "__main__": {"cli"},
     "__init__": set(),

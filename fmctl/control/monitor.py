@@ -28,7 +28,8 @@ class Monitor:
         self._look = look
         self._changed = changed
         self._interval = interval
-        self._stopping = threading.Event()
+        self._news = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._state: FabricState | None = None
 
@@ -39,8 +40,14 @@ class Monitor:
             except Exception:
                 log.exception("the look at Fabric Manager failed")
             settled = self._state is FabricState.READY
-            if self._stopping.wait(self._interval if settled else min(self._interval, UNSETTLED_INTERVAL)):
+            self._news.wait(self._interval if settled else min(self._interval, UNSETTLED_INTERVAL))
+            self._news.clear()
+            if self._stopping:
                 return
+
+    def wake(self) -> None:
+        """Let it look at once."""
+        self._news.set()
 
     def _note(self, state: FabricState, message: str) -> None:
         if state is self._state:
@@ -54,5 +61,6 @@ class Monitor:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stopping.set()
+        self._stopping = True
+        self._news.set()
         self._thread.join(timeout=10.0)

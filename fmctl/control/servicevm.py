@@ -18,7 +18,7 @@ from dataclasses import replace
 from fmctl.control.domain import CALL_TIMEOUT, CHOOSE, OwnDomain, World
 from fmctl.core import servicevm, upgrade
 from fmctl.core.answers import FabricState, ServiceVmState, ServiceVmStatus, StartMode
-from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError
+from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, HostCordoned
 from fmctl.core.inventory import Inventory
 from fmctl.core.ports import ImageStore, KeptAgent
 from fmctl.core.servicevm import Action, Decision, Memory, Rules, Seen, Trouble
@@ -49,10 +49,13 @@ class ServiceVm:
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         beat: Callable[[], object] = lambda: None,
+        observed: Callable[[], str] = lambda: "",
+        record: Callable[[str, str], object] = lambda what, detail: None,
     ) -> None:
         """It looks every `interval` seconds, more often while not ready, and whenever libvirt tells of a change.
 
-        `beat` is called once a turn of its loop, which takes at most `LONGEST_TURN` seconds.
+        `beat` is called once a turn of its loop, which takes at most `LONGEST_TURN` seconds. `observed` tells why
+        nothing is changed on this host, where nothing is, and `record` hears what happens and what is about to be done.
         """
         self.own = OwnDomain(world, settings)
         self._world = world
@@ -61,6 +64,8 @@ class ServiceVm:
         self._interval = interval
         self._clock = clock
         self._beat = beat
+        self._observed = observed
+        self._record = record
         self._turn = threading.Lock()
         self._wake = threading.Event()
         self._shown = threading.Event()
@@ -104,6 +109,9 @@ class ServiceVm:
         with self._turn:
             try:
                 seen, inventory = self.look(thorough=False)
+                if why := self._observed():
+                    self._show(seen, inventory, Decision(Action.WAIT, self._memory, f"it is only observed: {why}"))
+                    return
                 if self._settle_trial(seen) or self._wait_for_image(seen, inventory):
                     return
             except FmctlError as error:
@@ -115,7 +123,14 @@ class ServiceVm:
 
     @contextlib.contextmanager
     def turn(self, timeout: float) -> Iterator[None]:
-        """Keep every step and every other command out for the block; raises FabricNotReady past half the time."""
+        """Keep every step and every other command out for the block; raises FabricNotReady past half the time.
+
+        Raises HostCordoned where nothing is changed on this host.
+        """
+        if why := self._observed():
+            raise HostCordoned(
+                "the Service VM is not changed", why=f"this host is only observed: {why}", fix="see `fmctl reconcile`"
+            )
         if not self._turn.acquire(timeout=max(0.0, timeout / 2)):
             raise FabricNotReady(
                 "the Service VM is being changed", why="another change is under way", fix="try again shortly"
@@ -264,6 +279,7 @@ class ServiceVm:
         if (before.state, before.degraded) != (status.state, status.degraded):
             why = status.degraded or status.message
             log.info("the Service VM is %s%s", status.state.value, f": {why}" if why else "")
+            self._record(status.state.value, why)
 
     def _act(self, decision: Decision, inventory: Inventory | None) -> None:
         """Take the action. One that changed nothing is tried again, but for what an agent that is lost cannot hear."""
@@ -274,7 +290,9 @@ class ServiceVm:
             elif decision.trouble is Trouble.DEAD:
                 self.own.park(inventory)
             return
-        log.info("to do: %s, since %s", decision.action.value, decision.trouble.value if decision.trouble else "")
+        why = decision.trouble.value if decision.trouble else ""
+        log.info("to do: %s, since %s", decision.action.value, why)
+        self._record(f"to do: {decision.action.value}", why)
         try:
             self._do(decision.action, inventory)
             self._failure = ""

@@ -157,3 +157,25 @@ class DaemonStatus:
     platform: str = ""
     simulated: bool = False
     service_vm: ServiceVmStatus = ServiceVmStatus()
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """Which host this is: what a scheduler compares before it sends work. Versions are empty while unknown.
+
+    `board` is a fingerprint of the partition table, and `store_id` names the store that revisions are of.
+    `api_version` is that of the API which told it, empty before.
+    """
+
+    host_id: str = ""
+    board: str = ""
+    platform: str = ""
+    fm_version: str = ""
+    driver_version: str = ""
+    image: str = ""
+    required_guest_driver: str = ""
+    version: str = ""
+    store_id: str = ""
+    fabric_generation: int = 0
+    api_version: str = ""
+    simulated: bool = False

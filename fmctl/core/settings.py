@@ -15,6 +15,7 @@ from typing import Any
 
 from fmctl.core import schema
 from fmctl.core.address import Address
+from fmctl.core.plan import Mode, Unowned
 from fmctl.core.schema import setting
 
 
@@ -304,11 +305,20 @@ class DaemonSettings:
         AbsolutePath.parse("/run/fmctl"), doc="a folder of the daemon's for what ends with the host's boot"
     )
     state_dir: AbsolutePath = setting(
-        AbsolutePath.parse("/var/lib/fmctl"), doc="a folder of the daemon's for what must survive the host's boot"
+        AbsolutePath.parse("/var/lib/fmctl"),
+        doc="a folder of the daemon's for what must survive the host's boot: the store of leases and its audit journal",
     )
-    claims_file: AbsolutePath = setting(
-        AbsolutePath.parse("/run/fmctl/claims.json"),
-        doc="which owner asked for which partition; it must survive the daemon, but not the host's reboot",
+    mode: Mode = setting(
+        Mode.AUTO,
+        doc="observe (nothing is changed), manage, or auto: observe where partitions were active or GPUs in use before"
+        " fmctl came, until `fmctl reconcile --accept`",
+    )
+    unowned_partitions: Unowned = setting(
+        Unowned.REPORT,
+        doc="what becomes of an active partition that no lease holds: report, or deactivate if nobody has its GPUs",
+    )
+    release_gone_after_s: float = setting(
+        0.0, doc="seconds after which a lease whose VM is gone is released by itself; 0 for never", low=0, high=1e9
     )
     call_timeout_s: float = setting(
         30.0,

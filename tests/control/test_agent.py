@@ -8,18 +8,19 @@ import pytest
 
 from fmctl import platforms
 from fmctl.control.agent import LocalAgent
-from fmctl.control.fabric import FabricController
+from fmctl.control.controller import FabricController
 from fmctl.control.logbuffer import LogBuffer
 from fmctl.core.answers import FabricFacts, FabricState, StartMode
 from fmctl.core.errors import BadRequest, FabricBusy, FmctlError
 from fmctl.core.loglines import LogPosition, LogSource
 from fmctl.core.partition import PartitionList
-from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.fmservice import MemoryProcess, Unmanaged
 from fmctl.sim.gate import MemoryGate
 from fmctl.sim.nvfm import MemoryNvfm
 from fmctl.sim.package import MemoryPackage
+from fmctl.sim.store import MemoryStore
+from tests.control.gpus import NO_GPUS
 
 
 class Clock:
@@ -59,7 +60,7 @@ class Busy(MemoryNvfm):
 def test_a_call_under_way_tells_nothing_of_the_state() -> None:
     nvfm = Busy(Fabric.started(platforms.load("hgx-h100-8"), now=0))
     agent = LocalAgent(nvfm, Unmanaged(), lambda: None, library="memory", call_timeout=30)
-    controller = FabricController(agent, MemoryClaims(), MemoryGate())
+    controller = FabricController(agent, MemoryStore(), MemoryGate(), NO_GPUS)
     assert controller.refresh() == (FabricState.READY, "")
     nvfm.busy = True
     assert agent.status(timeout=1).state is FabricState.READY

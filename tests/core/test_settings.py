@@ -52,7 +52,7 @@ def test_a_file_s_values_are_taken() -> None:
         ("log_level: loud", "log_level: 'loud' is none of debug, info, warning, error"),
         ("listen: /run/x.sock", "listen: unix:PATH or HOST:PORT is wanted"),
         ("listen: unix:x.sock", "listen: unix:x.sock needs an absolute path"),
-        ("claims_file: claims.json", "claims_file: an absolute path is wanted"),
+        ("state_dir: lib", "state_dir: an absolute path is wanted"),
         ("- listen", "a mapping is wanted"),
     ],
 )

@@ -83,12 +83,18 @@ class Chain:
 
     def daemon(self, settings: str = "", *arguments: str) -> Fmctl:
         file = self.folder / "fmctld.yaml"
-        places = f"listen: {self.at('fmctld')}\nagent: {self.at('agent')}\nclaims_file: {self.folder}/claims.json\n"
+        places = f"listen: {self.at('fmctld')}\nagent: {self.at('agent')}\nstate_dir: {self.folder}\n"
         places += "service_vm: {managed: false}\n"
         file.write_text(places + settings + "\n")
         program = self._start("daemon", "daemon", "--config", str(file), *arguments)
         program.says("serving at")
         return Fmctl(self.at("fmctld"), program)
+
+    @property
+    def journal(self) -> str:
+        """What the daemon's audit journal says so far."""
+        path = self.folder / "audit.jsonl"
+        return path.read_text() if path.exists() else ""
 
     def at(self, name: str) -> str:
         return f"unix:{self.folder}/{name}.sock"

@@ -22,7 +22,7 @@ def test_it_is_stopped_started_and_destroyed(start_daemon: StartDaemon) -> None:
     assert fmctl.status()["service_vm"]["message"] == "it was stopped on request"
     fmctl.done("service-vm", "start")
     fmctl.done("wait")
-    assert fmctl.active() == []
+    eventually(lambda: fmctl.active() == [3])
     assert fmctl.done("service-vm", "start", "-o", "json")
     stopped: Any = json.loads(fmctl.done("service-vm", "destroy", "-o", "json"))
     assert (stopped["state"], stopped["name"]) == ("absent", "fmctl-service-vm")

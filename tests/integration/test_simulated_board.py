@@ -143,8 +143,8 @@ def test_kill_9_leaves_no_process_and_the_next_daemon_starts(start_daemon: Start
     fmctl.program.end(signal.SIGKILL)
     eventually(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()])
     again = start_daemon()
-    assert again.active() == []
-    again.done("activate", "3", "--owner", "somebody-else")
+    eventually(lambda: again.active() == [3])
+    assert again("activate", "3", "--owner", "somebody-else").returncode == 4
 
 
 def test_a_killed_agent_is_replaced(start_daemon: StartDaemon) -> None:

@@ -84,7 +84,7 @@ def test_what_the_program_relies_on_is_in_its_unit() -> None:
     unit = keys("fmctld.service")
     assert unit["Type"] == ["notify"]
     assert unit["NotifyAccess"] == ["main"]
-    assert unit["RuntimeDirectoryPreserve"] == ["yes"], "claims survive the daemon"
+    assert unit["RuntimeDirectoryPreserve"] == ["yes"], "the socket's folder stays"
     assert unit["StartLimitIntervalSec"] == ["0"], "it is started again for ever"
     assert "AF_VSOCK" in unit["RestrictAddressFamilies"][0]
     assert LAST_RESERVED_PORT < 1024

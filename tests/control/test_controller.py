@@ -11,7 +11,7 @@ import pytest
 
 from fmctl import platforms
 from fmctl.control.agent import LocalAgent
-from fmctl.control.fabric import FabricController
+from fmctl.control.controller import FabricController
 from fmctl.core.answers import AgentStatus, FabricState
 from fmctl.core.errors import (
     ActivationFailed,
@@ -27,12 +27,14 @@ from fmctl.core.errors import (
 )
 from fmctl.core.fmcode import FmCode, Operation
 from fmctl.core.partition import PartitionList
-from fmctl.sim.claims import MemoryClaims
+from fmctl.core.plan import Mode, Rules
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
 from fmctl.sim.fmservice import Unmanaged
 from fmctl.sim.gate import MemoryGate
 from fmctl.sim.nvfm import MemoryNvfm
+from fmctl.sim.store import MemoryStore
+from tests.control.gpus import NO_GPUS
 
 PAIR, OTHER_PAIR, QUAD = 3, 4, 1
 TIMEOUT = 10.0
@@ -84,9 +86,10 @@ class Host:
     faults: tuple[str, ...] = ()
     nvfm: MemoryNvfm = field(init=False)
     line: Line = field(init=False)
-    claims: MemoryClaims = field(default_factory=MemoryClaims)
+    store: MemoryStore = field(default_factory=MemoryStore)
     gate: MemoryGate = field(default_factory=MemoryGate)
     controller: FabricController = field(init=False)
+    now: float = 1000.0
 
     def __post_init__(self) -> None:
         self.nvfm = MemoryNvfm(self.fresh_fabric(), Faults.parse(self.faults))
@@ -97,7 +100,16 @@ class Host:
         return Fabric.started(platforms.load(self.platform), now=0)
 
     def restart_daemon(self) -> None:
-        self.controller = FabricController(self.line, self.claims, self.gate, known_platforms=platforms.every())
+        self.store = self.store.reopened()
+        self.controller = FabricController(
+            self.line,
+            self.store,
+            self.gate,
+            NO_GPUS,
+            rules=Rules(Mode.MANAGE),
+            known_platforms=platforms.every(),
+            now=lambda: self.now,
+        )
 
     def activate(self, partition_id: int, owner: str = "a") -> bool:
         """Whether it was active already."""
@@ -110,6 +122,11 @@ class Host:
         changed = self.controller.deactivate(owner, partition_id, timeout=TIMEOUT)
         assert not changed.partition.active
         return changed.already
+
+    @property
+    def owners(self) -> dict[int, str]:
+        """The owner of each partition that a lease holds."""
+        return {p: lease.owner for lease in self.store.book.leases.values() for p in lease.partitions}
 
     @property
     def active(self) -> set[int]:
@@ -129,7 +146,7 @@ def test_every_partition_of_every_board_comes_and_goes(board: str) -> None:
         assert there.active == {row.id}
         assert there.controller.list_partitions(timeout=TIMEOUT).owners == {row.id: "a"}
         assert not there.deactivate(row.id)
-        assert (there.active, there.claims.owners()) == (set(), {})
+        assert (there.active, there.owners) == (set(), {})
 
 
 @pytest.mark.parametrize("board", ["hgx-h100-8", "hgx-b200-8"])
@@ -154,7 +171,7 @@ def test_an_unknown_partition_touches_nothing() -> None:
     for action in (there.activate, there.deactivate):
         with pytest.raises(NoSuchPartition):
             action(99)
-    assert (there.active, there.claims.owners()) == (set(), {})
+    assert (there.active, there.owners) == (set(), {})
 
 
 def test_a_call_that_names_nothing_or_too_much_is_refused() -> None:
@@ -178,7 +195,7 @@ def test_an_overlap_is_refused_and_names_what_blocks(board: str) -> None:
     assert f"partition {pairs[0]} is active for owner 'a'" in refusal.value.why
     assert f"partition {pairs[1]} is active for owner 'b'" in refusal.value.why
     assert there.active == set(pairs)
-    assert there.claims.owners() == {pairs[0]: "a", pairs[1]: "b"}
+    assert there.owners == {pairs[0]: "a", pairs[1]: "b"}
 
 
 def test_another_owner_gets_neither_in_nor_out() -> None:
@@ -187,7 +204,7 @@ def test_another_owner_gets_neither_in_nor_out() -> None:
     for action in (there.activate, there.deactivate):
         with pytest.raises(PartitionHeld, match="active for owner 'a'"):
             action(PAIR, "b")
-    assert (there.active, there.claims.owners()) == ({PAIR}, {PAIR: "a"})
+    assert (there.active, there.owners) == ({PAIR}, {PAIR: "a"})
 
 
 def test_an_owner_is_known_after_the_daemon_died() -> None:
@@ -206,7 +223,7 @@ def test_what_another_tool_activated_is_nobody_s_to_take_but_anybody_s_to_end() 
     there.nvfm.activate(PAIR, timeout=TIMEOUT)
     with pytest.raises(PartitionHeld, match="owner is unknown"):
         there.activate(PAIR)
-    assert there.claims.owners() == {}
+    assert there.owners == {}
     there.deactivate(PAIR)
     assert there.active == set()
 
@@ -217,24 +234,22 @@ def test_what_another_tool_activates_later_is_seen_too() -> None:
     there.nvfm.activate(PAIR, timeout=TIMEOUT)
     with pytest.raises(PartitionHeld, match="owner is unknown"):
         there.activate(PAIR)
-    assert there.claims.owners() == {}
+    assert there.owners == {}
 
 
-def test_what_another_tool_deactivated_is_free_for_the_next_owner() -> None:
+def test_a_lease_outlives_what_another_tool_or_a_fresh_fabric_manager_does_to_its_partition() -> None:
     there = host()
     there.activate(PAIR, "a")
-    there.nvfm.deactivate(PAIR, timeout=TIMEOUT)
-    assert not there.activate(PAIR, "b")
-    assert there.claims.owners() == {PAIR: "b"}
-
-
-def test_a_fabric_manager_that_came_back_empty_has_no_owners() -> None:
-    there = host()
-    there.activate(PAIR, "a")
-    there.nvfm.replace(there.fresh_fabric())
-    assert there.controller.list_partitions(timeout=TIMEOUT).owners == {}
-    assert there.deactivate(PAIR, "b")
-    assert not there.activate(PAIR, "b")
+    harms: list[Callable[[], object]] = [
+        lambda: there.nvfm.deactivate(PAIR, timeout=TIMEOUT),
+        lambda: there.nvfm.replace(there.fresh_fabric()),
+    ]
+    for harm in harms:
+        harm()
+        with pytest.raises(PartitionHeld):
+            there.activate(PAIR, "b")
+        assert there.controller.refresh() == (FabricState.READY, "")
+        assert (there.active, there.owners) == ({PAIR}, {PAIR: "a"})
 
 
 @pytest.mark.parametrize("board", ["hgx-h100-8", "hgx-b200-8"])
@@ -249,9 +264,13 @@ def test_no_code_of_an_activation_is_taken_for_the_outcome(board: str, code: FmC
         assert type(refusal.value) is OutcomeUnknown
     else:
         assert type(refusal.value) is ActivationFailed
-        assert there.claims.owners() == {}
+        assert there.owners == {}
     assert refusal.value.fm_code == code
     assert there.active == set()
+    if code is FmCode.NVLINK_ERROR:
+        with pytest.raises(PartitionHeld, match="cordoned"):
+            there.activate(PAIR)
+        return
     assert not there.activate(PAIR)
     assert there.active == {PAIR}
 
@@ -264,7 +283,7 @@ def test_no_code_of_a_deactivation_is_taken_for_the_outcome(board: str, code: Fm
     with pytest.raises((FabricNotReady, OutcomeUnknown)) as refusal:
         there.deactivate(PAIR)
     assert refusal.value.fm_code == code
-    assert (there.active, there.claims.owners()) == ({PAIR}, {PAIR: "a"})
+    assert (there.active, there.owners) == ({PAIR}, {PAIR: "a"})
     assert not there.deactivate(PAIR)
 
 
@@ -273,7 +292,7 @@ def test_an_activation_that_nobody_answered_is_unknown_until_the_same_call_settl
     there = host(fault)
     with pytest.raises(OutcomeUnknown):
         there.activate(PAIR)
-    assert there.claims.owners() == {PAIR: "a"}
+    assert there.owners == {PAIR: "a"}
     assert not there.activate(PAIR)
     assert there.active == {PAIR}
 
@@ -282,7 +301,7 @@ def test_an_activation_whose_answer_got_lost_is_found_in_the_list() -> None:
     there = host()
     there.line.lose_answers = True
     assert not there.activate(PAIR)
-    assert there.claims.owners() == {PAIR: "a"}
+    assert there.owners == {PAIR: "a"}
 
 
 def test_a_deactivation_whose_answer_got_lost_is_found_in_the_list() -> None:
@@ -290,7 +309,7 @@ def test_a_deactivation_whose_answer_got_lost_is_found_in_the_list() -> None:
     there.activate(PAIR)
     there.line.lose_answers = True
     there.deactivate(PAIR)
-    assert there.claims.owners() == {}
+    assert there.owners == {}
 
 
 def test_an_outcome_that_cannot_be_looked_at_is_unknown_until_the_same_call_settles_it() -> None:
@@ -304,7 +323,8 @@ def test_an_outcome_that_cannot_be_looked_at_is_unknown_until_the_same_call_sett
     there.restart_daemon()
     with pytest.raises(PartitionHeld):
         there.activate(PAIR, "b")
-    assert there.activate(PAIR, "a")
+    there.activate(PAIR, "a")
+    assert (there.active, there.owners) == ({PAIR}, {PAIR: "a"})
 
 
 @pytest.mark.parametrize("fault", ["die-before@activate:1", "die-after@activate:1"])
@@ -335,7 +355,7 @@ def test_an_agent_that_was_never_reached_changes_nothing() -> None:
     there.line.cut = True
     with pytest.raises(AgentUnreachable):
         there.activate(PAIR)
-    assert there.claims.owners() == {}
+    assert there.owners == {}
 
 
 def test_a_fabric_manager_that_is_not_there_changes_nothing() -> None:
@@ -346,17 +366,17 @@ def test_a_fabric_manager_that_is_not_there_changes_nothing() -> None:
         there.activate(OTHER_PAIR)
     with pytest.raises(FabricNotReady):
         there.deactivate(PAIR)
-    assert there.claims.owners() == {PAIR: "a"}
+    assert there.owners == {PAIR: "a"}
 
 
 def test_a_real_a100_is_refused_with_the_reason_and_a_simulated_one_is_not() -> None:
     there = host(board="hgx-a100-8")
     real = Unmarked(there.line)
-    controller = FabricController(real, there.claims, there.gate, known_platforms=platforms.every())
+    controller = FabricController(real, there.store, there.gate, NO_GPUS, known_platforms=platforms.every())
     with pytest.raises(PolicyDenied, match="real hgx-a100-8") as refusal:
         controller.activate("a", partition_id=11, timeout=TIMEOUT)
     assert refusal.value.why == platforms.load("hgx-a100-8").hardware_reason
-    assert (there.active, there.claims.owners()) == (set(), {})
+    assert (there.active, there.owners) == (set(), {})
     assert controller.list_partitions(timeout=TIMEOUT).list.partitions
     there.activate(11)
 
@@ -429,7 +449,7 @@ def test_many_owners_at_once_never_share_a_gpu() -> None:
     for thread in tenants:
         thread.join(60)
     assert failures == []
-    assert (there.active, there.claims.owners()) == (set(), {})
+    assert (there.active, there.owners) == (set(), {})
 
 
 @pytest.mark.parametrize("operation", [Operation.ACTIVATE, Operation.DEACTIVATE])
@@ -439,12 +459,14 @@ def test_a_caller_s_time_is_shared_between_the_change_and_the_look(operation: Op
     budgets: list[float] = []
     agent = Timed(there.line, budgets)
     controller = FabricController(
-        agent, there.claims, there.gate, known_platforms=(), call_timeout=30, clock=lambda: 0.0
+        agent, there.store, there.gate, NO_GPUS, rules=Rules(Mode.MANAGE), call_timeout=30, clock=lambda: 0.0
     )
     controller.list_partitions(timeout=TIMEOUT)
     budgets.clear()
     if operation is Operation.ACTIVATE:
-        controller.activate("a", partition_id=PAIR, timeout=8)
+        there.nvfm.activate(OTHER_PAIR, timeout=TIMEOUT)
+        with pytest.raises(PartitionHeld):
+            controller.activate("a", partition_id=OTHER_PAIR, timeout=8)
     else:
         there.nvfm.deactivate(PAIR, timeout=TIMEOUT)
         controller.deactivate("a", PAIR, timeout=8)
@@ -478,15 +500,15 @@ def test_a_host_that_takes_no_new_work_says_why_and_still_gives_back() -> None:
     with pytest.raises(HostCordoned) as refusal:
         there.activate(4)
     assert "an NVSwitch is gone" in str(refusal.value)
-    assert there.claims.owners() == {3: "a"}
+    assert there.owners == {3: "a"}
     assert there.controller.status(timeout=1).service_vm.degraded == "an NVSwitch is gone"
     there.deactivate(3)
-    assert there.claims.owners() == {}
+    assert there.owners == {}
     there.gate.reason = ""
     assert not there.activate(4)
 
 
-def test_what_a_restarted_fabric_manager_is_told_is_what_was_seen_last_or_else_the_claims() -> None:
+def test_what_a_restarted_fabric_manager_is_told_is_what_leases_hold() -> None:
     there = Host("hgx-h100-8")
     there.activate(3)
     there.activate(4)
@@ -494,7 +516,6 @@ def test_what_a_restarted_fabric_manager_is_told_is_what_was_seen_last_or_else_t
     there.deactivate(3)
     assert there.controller.active() == (4,)
     there.restart_daemon()
-    there.claims.put(6, "b")
-    assert there.controller.active() == (4, 6)
+    assert there.controller.active() == (4,)
     there.controller.refresh()
     assert there.controller.active() == (4,)

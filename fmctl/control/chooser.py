@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What serves a request now: `core.allocate` over what this host has, holds and has set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fmctl.control.fabric import Budget, Fabric
+from fmctl.control.gpus import Gpus
+from fmctl.core import allocate, outcome, plan
+from fmctl.core.allocate import Grant, Shape
+from fmctl.core.availability import Availability
+from fmctl.core.book import Book, Kind, MarkKind
+from fmctl.core.errors import NoSuchPartition
+from fmctl.core.lease import Lease
+from fmctl.core.partition import Partition, PartitionList
+from fmctl.core.ports import Store
+from fmctl.core.request import Request
+
+
+class Chooser:
+    """Decides over the store's book and Fabric Manager's table, as last seen."""
+
+    def __init__(self, store: Store, fabric: Fabric, gpus: Gpus) -> None:
+        self._store = store
+        self._fabric = fabric
+        self._gpus = gpus
+
+    def grant(self, request: Request, budget: Budget) -> Grant:
+        """What the request would get now; raises what `core.allocate` does, and what a list does."""
+        try:
+            return self._granted(request, self._fabric.known(budget.look()))
+        except NoSuchPartition:
+            return self._granted(request, self._fabric.look(budget.look()))
+
+    def named(self, partition_id: int | None, gpu_ids: Sequence[int], budget: Budget) -> Partition:
+        """The partition of that id, or else of exactly these GPUs; raises NoSuchPartition, after another look."""
+
+        def find(listed: PartitionList) -> Partition:
+            return listed.with_gpus(gpu_ids) if partition_id is None else listed.get(partition_id)
+
+        try:
+            return find(self._fabric.known(budget.look()))
+        except NoSuchPartition:
+            return find(self._fabric.look(budget.look()))
+
+    def instead(self, lease: Lease, refused: int, budget: Budget) -> Lease:
+        """The lease with other GPUs in the place of a partition that Fabric Manager refused and that is cordoned now.
+
+        Raises NoCapacity where there are none, and NoSuchPartition or PartitionHeld where it must be that partition.
+        """
+        request = Request.from_canonical(lease.owner, lease.request_id, lease.request)
+        listed = self._fabric.known(budget.look())
+        lost = set(listed.get(refused).gpu_ids)
+        kept = tuple(partition for partition in lease.partitions if partition != refused)
+        if kept:
+            grant = allocate.grant(self.available(listed), 1, Shape.UNLINKED)
+            gpus = (*(gpu for gpu in lease.gpus if gpu not in lost), *grant.gpus)
+            return replace(lease, partitions=(*kept, *(p.id for p in grant.partitions)), gpus=gpus)
+        book = self._store.book
+        others = {lease_id: other for lease_id, other in book.leases.items() if lease_id != lease.id}
+        grant = self._chosen(request, available(replace(book, leases=others), listed, dict(self._gpus.nodes())))
+        return replace(lease, partitions=tuple(p.id for p in grant.partitions), gpus=grant.gpus, spare=grant.spare)
+
+    def available(self, listed: PartitionList) -> Availability:
+        """What of that table is free now."""
+        return available(self._store.book, listed, dict(self._gpus.nodes()))
+
+    def _granted(self, request: Request, listed: PartitionList) -> Grant:
+        return self._chosen(request, self.available(listed))
+
+    def _chosen(self, request: Request, free: Availability) -> Grant:
+        if request.count is not None:
+            return allocate.grant(free, request.count, request.shape, node=request.numa_node)
+        listed = PartitionList(tuple(free.partitions))
+        if request.partition_id is not None:
+            self._refuse_taken(listed.get(request.partition_id), listed)
+            return allocate.by_partition(free, request.partition_id)
+        gpu_ids = request.gpu_ids or self._gpus.physical_ids(request.addresses)
+        self._refuse_taken(listed.with_gpus(gpu_ids), listed)
+        return allocate.by_gpus(free, gpu_ids)
+
+    def _refuse_taken(self, partition: Partition, listed: PartitionList) -> None:
+        """Raise PartitionHeld, which names the owners, where a lease or an active partition has one of its GPUs."""
+        owners = self.owners()
+        if partition.id in owners or partition.active:
+            raise outcome.held(partition, owners.get(partition.id))
+        taken = {other.id for other in listed.partitions if other.active} | set(owners)
+        blockers = tuple(other for other in listed.partitions if other.id in taken and other.overlaps(partition))
+        if blockers:
+            raise outcome.blocked(partition, blockers, owners)
+
+    def owners(self) -> dict[int, str]:
+        """The owner of each partition that a lease holds."""
+        return {partition: lease.owner for lease in self._store.book.leases.values() for partition in lease.partitions}
+
+
+def available(book: Book, listed: PartitionList, nodes: dict[int, int]) -> Availability:
+    """What of the table is free: what no lease holds, that is not active for nobody known, and is not set aside."""
+    stray = {gpu for partition in plan.unowned(book, listed) for gpu in partition.gpu_ids}
+
+    def reasons(kind: Kind, mark: MarkKind) -> dict[int, str]:
+        return {int(subject): found.reason for subject, found in book.marked(kind, mark).items()}
+
+    return Availability(
+        listed.partitions,
+        busy=stray | set(book.held),
+        cordoned=reasons(Kind.PARTITION, MarkKind.CORDONED),
+        quarantined=reasons(Kind.GPU, MarkKind.QUARANTINED),
+        cleaning=reasons(Kind.GPU, MarkKind.CLEANING),
+        nodes=nodes,
+    )

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPUs of this host by their physical ids: what a VM manager needs of them, who has them open, which VM runs.
+
+`core.gpumap` says which is which; `control.leases` and `control.reconciler` ask.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from fmctl.control.discovery import NoBoard
+from fmctl.control.vfio import Vfio
+from fmctl.core import gpumap
+from fmctl.core.errors import BadRequest, FmctlError, HypervisorUnreachable
+from fmctl.core.gpumap import GpuMap
+from fmctl.core.inventory import Inventory, Role
+from fmctl.core.lease import GpuDevice
+from fmctl.core.pci import Bdf
+from fmctl.core.plan import Vm
+from fmctl.core.ports import Hypervisor
+
+log = logging.getLogger(__name__)
+
+LIBVIRT_TIMEOUT = 5.0
+"""Seconds that libvirt has to list its domains."""
+
+
+class Gpus:
+    """The board's GPUs. Where the host has no board nothing is open and no VM has any; it is someone else's then."""
+
+    def __init__(
+        self,
+        inventory: Callable[[], Inventory],
+        gpu_map: Callable[[Inventory], GpuMap | None],
+        vfio: Vfio,
+        hypervisor: Hypervisor | None,
+    ) -> None:
+        """`inventory` raises NoBoard; `gpu_map` is None where nobody has said which GPU is which, and may raise."""
+        self._inventory = inventory
+        self._map = gpu_map
+        self._vfio = vfio
+        self._hypervisor = hypervisor
+
+    def devices(self, physical_ids: Iterable[int]) -> tuple[GpuDevice, ...]:
+        """What a VM manager needs of these GPUs, as far as it is known; never raises."""
+        try:
+            inventory = self._inventory()
+            addresses = self._addresses(inventory)
+        except FmctlError:
+            return tuple(GpuDevice(physical_id) for physical_id in physical_ids)
+        functions = {device.function.bdf: device.function for device in inventory.devices}
+        return tuple(
+            GpuDevice(physical_id, bdf, found.iommu_group, found.numa_node)
+            if (bdf := addresses.get(physical_id)) and (found := functions.get(bdf))
+            else GpuDevice(physical_id, bdf)
+            for physical_id in physical_ids
+        )
+
+    def nodes(self) -> Mapping[int, int]:
+        """The NUMA node of each physical id, as far as it is known."""
+        try:
+            inventory = self._inventory()
+            known = {device.function.bdf: device.function.numa_node for device in inventory.devices}
+            addresses = self._addresses(inventory)
+        except FmctlError:
+            return {}
+        return {gpu: node for gpu, bdf in addresses.items() if (node := known.get(bdf)) is not None and node >= 0}
+
+    def physical_ids(self, addresses: Iterable[Bdf]) -> tuple[int, ...]:
+        """Which GPUs have these addresses; raises BadRequest, and MapUnverified where no map tells."""
+        inventory = self._inventory()
+        gpu_map = self._map(inventory)
+        if gpu_map is None:
+            raise gpumap.not_set()
+        ids = {bdf: physical_id for physical_id, bdf in gpu_map.addresses.items()}
+        strange = [str(bdf) for bdf in addresses if bdf not in ids]
+        if strange:
+            raise BadRequest(
+                f"no GPU of the board has the address {', '.join(strange)}",
+                why="the GPU map does not name it",
+                fix="choose addresses that `fmctl inventory` shows as GPUs",
+            )
+        return tuple(ids[bdf] for bdf in addresses)
+
+    def open(self) -> Mapping[int, str] | None:
+        """Who holds the VFIO group of each GPU that is held, by physical id; None where that cannot be told."""
+        try:
+            inventory = self._inventory()
+            gpus = [device.function.bdf for device in inventory.devices if device.role is Role.GPU]
+            held = {u.function.bdf: u.held_by for u in self._vfio.usages(inventory, gpus) if u.is_held}
+            ids = {bdf: physical_id for physical_id, bdf in self._addresses(inventory).items()}
+        except NoBoard:
+            return {}
+        except FmctlError as error:
+            log.warning("who holds the GPUs cannot be told: %s", error)
+            return None
+        if any(bdf not in ids for bdf in held):
+            return None
+        return {ids[bdf]: holder for bdf, holder in held.items()}
+
+    def vms(self) -> tuple[Vm, ...] | None:
+        """The VMs that run, with the GPUs that each was given; None where libvirt does not tell.
+
+        Without libvirt there is none to follow.
+        """
+        if self._hypervisor is None:
+            return ()
+        try:
+            domains = self._hypervisor.domains(timeout=LIBVIRT_TIMEOUT)
+            inventory = self._inventory()
+            ids = {bdf: physical_id for physical_id, bdf in self._addresses(inventory).items()}
+        except NoBoard:
+            ids = {}
+        except HypervisorUnreachable:
+            return None
+        except FmctlError as error:
+            log.warning("which VM has which GPU cannot be told: %s", error)
+            return None
+        return tuple(
+            Vm(
+                domain.uuid,
+                domain.name,
+                domain.instance,
+                frozenset(ids[bdf] for bdf in domain.hostdevs if bdf in ids),
+                domain.owner,
+            )
+            for domain in domains
+        )
+
+    def _addresses(self, inventory: Inventory) -> Mapping[int, Bdf]:
+        gpu_map = self._map(inventory)
+        return gpu_map.addresses if gpu_map else {}

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases on request: the procedure behind the calls that make, change and end them.
+
+Intent is written before Fabric Manager is asked, and the outcome before the caller is answered. What a call leaves
+unfinished, `control.reconciler` brings to its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+from fmctl.control.admission import Admission
+from fmctl.control.chooser import Chooser
+from fmctl.control.fabric import Budget, Fabric, Turn
+from fmctl.control.reconciler import Reconciler
+from fmctl.control.watch import WatchedStore
+from fmctl.core import outcome, plan
+from fmctl.core import owner as owners
+from fmctl.core.allocate import Grant
+from fmctl.core.book import Entry, Kind, of_lease
+from fmctl.core.errors import (
+    ActivationFailed,
+    BadRequest,
+    FabricNotReady,
+    FmctlError,
+    NoSuchLease,
+    OutcomeUnknown,
+    PartitionHeld,
+    RequestIdReused,
+    VmRunning,
+)
+from fmctl.core.fmcode import NO_VERDICT
+from fmctl.core.lease import Ending, Lease, LeaseState
+from fmctl.core.request import MAX_LIFETIME, Request, labels_problem, vm_problem
+
+log = logging.getLogger(__name__)
+
+
+class Cancelled(FabricNotReady):
+    """The caller is gone before its lease was ACTIVE, so the lease is undone."""
+
+
+class Leases:
+    """Makes, changes and ends leases. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        store: WatchedStore,
+        fabric: Fabric,
+        turn: Turn,
+        chooser: Chooser,
+        reconciler: Reconciler,
+        admission: Admission,
+        *,
+        generation: Callable[[], int] = lambda: 0,
+        now: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        wake: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`wake` lets the reconciler look at once."""
+        self._store = store
+        self._fabric = fabric
+        self._turn = turn
+        self._chooser = chooser
+        self._reconciler = reconciler
+        self._admission = admission
+        self._generation = generation
+        self._now = now
+        self._new_id = new_id
+        self._wake = wake
+
+    def allocate(
+        self,
+        request: Request,
+        *,
+        timeout: float,
+        wait: bool = True,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> Lease:
+        """The lease that serves the request: ACTIVE, or PENDING without `wait`.
+
+        The same request again gets the same lease, also one that is over. `alive` tells whether the caller still waits;
+        one that does not before the lease is ACTIVE leaves nothing. Raises RequestIdReused, HostCordoned, PolicyDenied,
+        MapUnverified, VersionMismatch, NoCapacity, Fragmented, PartitionHeld, NoSuchPartition, ActivationFailed,
+        FabricNotReady, AgentUnreachable, or OutcomeUnknown, after which the same request settles the matter.
+        """
+        request.check()
+        with self._turn.within(timeout) as budget:
+            lease = self._met(request)
+            fresh = lease is None
+            if lease is None:
+                self._admit(request, budget)
+                lease = self._begin(request, self._chooser.grant(request, budget), unattended=not wait)
+            if lease.state.over or lease.state in (LeaseState.ACTIVE, LeaseState.RELEASING):
+                return lease
+            if not wait:
+                self._wake()
+                return lease
+            return self._bring_up(lease, budget, alive, fresh=fresh)
+
+    def try_out(self, request: Request, *, timeout: float) -> Grant:
+        """What the request would get now; raises what `allocate` does before it changes anything."""
+        request.check()
+        with self._turn.within(timeout) as budget:
+            self._admission.admit(request)
+            return self._chooser.grant(request, budget)
+
+    def release(self, lease_id: str, *, actor: str, timeout: float, owner: str = "", wait: bool = False) -> Lease:
+        """Begin to end a lease, for good once this returns; with `wait`, once its GPUs are free.
+
+        One that ends or is over is answered as it is. With `owner` it must be that owner's. Raises NoSuchLease,
+        PartitionHeld, VmRunning, and FabricNotReady where its GPUs are not free in time.
+        """
+        deadline = time.monotonic() + timeout
+        with self._turn.within(timeout) as budget:
+            lease = self._of(lease_id, owner)
+            if lease.state.over:
+                return lease
+            if lease.state is not LeaseState.RELEASING:
+                self._admission.refuse_changes()
+                self._reconciler.refuse_open(lease.held)
+                ends = dataclasses.replace(lease, state=LeaseState.RELEASING)
+                self._put(ends, "releasing", actor)
+            if wait:
+                lease = self._reconciler.advance(lease_id, budget) or lease
+            else:
+                self._wake()
+        return self._over(lease_id, deadline) if wait else self._store.lease(lease_id)
+
+    def update(
+        self,
+        lease_id: str,
+        etag: str,
+        *,
+        actor: str,
+        timeout: float,
+        owner: str = "",
+        vm_uuid: str | None = None,
+        lifetime: float | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Lease:
+        """Bind a VM, renew the expiry (0 for none), or set labels: all that are given, or nothing.
+
+        Raises NoSuchLease, BadRequest, and VmRunning where another VM runs under the lease. With `owner` the lease must
+        be that owner's, and an etag that is not empty that of the lease as it is, or PartitionHeld is raised.
+        """
+        problem = vm_problem(vm_uuid or "") or labels_problem(labels or {})
+        if lifetime is not None and not 0 <= lifetime <= MAX_LIFETIME:
+            problem = f"its lifetime must be at most {MAX_LIFETIME:.0f} s"
+        if problem:
+            raise BadRequest("the lease is not changed", why=problem, fix="correct the call")
+        with self._turn.within(timeout):
+            lease = self._of(lease_id, owner)
+            if lease.state.over:
+                raise NoSuchLease(
+                    f"lease {lease_id} is not changed", why=f"it is {lease.state.value}", fix="allocate another"
+                )
+            if etag and etag != lease.etag:
+                raise PartitionHeld(
+                    f"lease {lease_id} is not changed",
+                    why=f"it was changed meanwhile: its etag is {lease.etag}, not {etag}",
+                    fix="read it again, and decide anew",
+                )
+            changes: dict[str, object] = {}
+            if vm_uuid is not None and vm_uuid != lease.vm_uuid:
+                if lease.vm_seen and lease.vm_gone is None:
+                    raise VmRunning(f"lease {lease_id} is not changed", why="its VM runs", fix="stop that VM first")
+                changes |= {"vm_uuid": vm_uuid, "vm_seen": False, "vm_gone": None, "vm_instance": 0, "vm_generation": 0}
+            if lifetime is not None:
+                changes["expires"] = self._now() + lifetime if lifetime else None
+            if labels is not None:
+                changes["labels"] = dict(labels)
+            return self._put(dataclasses.replace(lease, **changes), "updated", actor) if changes else lease  # type: ignore[arg-type]
+
+    def activate(
+        self,
+        owner: str,
+        *,
+        partition_id: int | None = None,
+        gpu_ids: Sequence[int] = (),
+        timeout: float,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> tuple[Lease, bool]:
+        """A lease on that partition for the owner, and whether it was there before; raises as `allocate` does."""
+        request = Request(owner, self._new_id(), partition_id=partition_id, gpu_ids=tuple(gpu_ids)).check()
+        with self._turn.within(timeout) as budget:
+            partition = self._chooser.named(partition_id, gpu_ids, budget)
+            held = self._store.book.holder(partition.id)
+            if held is not None and held.owner == owner:
+                held = self._again(held)
+                if held.state is LeaseState.ACTIVE:
+                    return held, True
+                if held.state is not LeaseState.RELEASING:
+                    return self._bring_up(held, budget, alive, fresh=False), False
+            self._admit(request, budget)
+            lease = self._begin(request, self._chooser.grant(request, budget), unattended=False)
+            return self._bring_up(lease, budget, alive, fresh=True), False
+
+    def deactivate(self, owner: str, partition_id: int, *, timeout: float, force: bool = False) -> bool:
+        """End the lease that holds a partition; whether it was inactive before.
+
+        One that is active for nobody known is deactivated for anybody, and another owner's with `force`, yet never
+        under a running VM. Raises as `release` does.
+        """
+        owners.check(owner)
+        with self._turn.within(timeout) as budget:
+            partition = self._chooser.named(partition_id, (), budget)
+            lease = self._store.book.holder(partition_id)
+            if lease is None:
+                return self._deactivate_stray(partition.id, budget, actor=owner)
+            if lease.owner != owner and not force:
+                raise outcome.held(partition, lease.owner)
+            if len(lease.partitions) > 1:
+                raise PartitionHeld(
+                    f"partition {partition_id} is one of several of a lease",
+                    why=f"lease {lease.id} holds the partitions {', '.join(map(str, lease.partitions))}",
+                    fix=f"end the whole lease: fmctl release {lease.id}",
+                    partition_id=partition_id,
+                )
+        self.release(lease.id, actor=owner, timeout=timeout, wait=True)
+        return False
+
+    def _deactivate_stray(self, partition_id: int, budget: Budget, *, actor: str) -> bool:
+        listed = self._fabric.look(budget.look())
+        partition = listed.get(partition_id)
+        if not partition.active:
+            return True
+        self._reconciler.meet(listed)
+        self._admission.refuse_changes()
+        self._reconciler.refuse_open(partition.gpu_ids)
+        already = self._fabric.deactivate(partition_id, budget)
+        entry = Entry(Kind.PARTITION, str(partition_id), "deactivated", actor, "no lease held it")
+        self._store.commit((entry,), at=self._now())
+        return already
+
+    def _met(self, request: Request) -> Lease | None:
+        """The lease that stands for the request already, asked for again where it was being undone."""
+        lease = self._store.by_request(request.owner, request.request_id)
+        if lease is None:
+            return None
+        if lease.request != request.canonical():
+            raise RequestIdReused(
+                f"the request id {request.request_id!r} stands for another request",
+                why=f"lease {lease.id} was made for {lease.request}",
+                fix="give each request an id of its own",
+            )
+        return self._again(lease)
+
+    def _again(self, lease: Lease) -> Lease:
+        """The lease, asked for again where it was being undone."""
+        if lease.state is not LeaseState.RELEASING or lease.ending is not Ending.UNDONE:
+            return lease
+        again = dataclasses.replace(lease, state=LeaseState.ACTIVATING, ending=Ending.RELEASED, reason="")
+        return self._put(again, "asked for again", lease.owner)
+
+    def _admit(self, request: Request, budget: Budget) -> None:
+        self._reconciler.meet(self._fabric.known(budget.look()))
+        self._admission.admit(request)
+
+    def _begin(self, request: Request, grant: Grant, *, unattended: bool) -> Lease:
+        now = self._now()
+        lease = Lease(
+            id=self._new_id(),
+            owner=request.owner,
+            request_id=request.request_id,
+            request=request.canonical(),
+            state=LeaseState.PENDING if unattended else LeaseState.ACTIVATING,
+            partitions=tuple(partition.id for partition in grant.partitions),
+            gpus=grant.gpus,
+            spare=grant.spare,
+            created=now,
+            expires=now + request.lifetime if request.lifetime else None,
+            vm_uuid=request.vm_uuid,
+            labels=dict(request.labels),
+            unattended=unattended,
+            fm_version=self._admission.fm_version,
+            required_guest_driver=self._admission.required_guest_driver,
+        )
+        return self._put(lease, lease.state.value, request.owner)
+
+    def _bring_up(self, lease: Lease, budget: Budget, alive: Callable[[], bool], *, fresh: bool) -> Lease:
+        """Activate what the lease holds, and commit it; what fails is undone. `fresh` if nobody did so before."""
+        active: list[int] = []
+        try:
+            while left := [partition for partition in lease.partitions if partition not in active]:
+                try:
+                    self._fabric.activate(left[0], budget, self._chooser.owners(), ours=not fresh)
+                    active.append(left[0])
+                except ActivationFailed as error:
+                    lease = self._moved(lease, error, budget)
+            if not lease.unattended and not alive():
+                raise Cancelled("the call was cancelled", why="its caller is gone", fix="make it again")
+        except OutcomeUnknown as error:
+            self._leave(lease, error)
+            raise
+        except FmctlError:
+            self._undo(lease, active, budget)
+            raise
+        done = dataclasses.replace(lease, state=LeaseState.ACTIVE, generation=self._generation())
+        return self._put(done, "active", lease.owner)
+
+    def _moved(self, lease: Lease, error: ActivationFailed, budget: Budget) -> Lease:
+        """The lease on the next candidate; raises the error where there is none."""
+        try:
+            return self._reconciler.move(lease, error, budget)
+        except FmctlError:
+            raise error from None
+
+    def _leave(self, lease: Lease, error: OutcomeUnknown) -> None:
+        """Let the reconciler find out, and undo what nobody asks for again."""
+        if lease.unattended:
+            return
+        late = plan.LATE if error.fm_code is None or error.fm_code in NO_VERDICT else 0.0
+        unsettled = self._now() + late
+        left = dataclasses.replace(
+            lease, state=LeaseState.RELEASING, ending=Ending.UNDONE, reason=str(error), unsettled_until=unsettled
+        )
+        self._put(left, "outcome unknown", lease.owner)
+        self._wake()
+
+    def _undo(self, lease: Lease, active: Sequence[int], budget: Budget) -> None:
+        """Leave nothing of a request that failed: what was activated for it is deactivated.
+
+        What is not known to be active for this lease may be somebody's, and stays.
+        """
+        if lease.unattended:
+            return
+        if not active:
+            gone = dataclasses.replace(lease, state=LeaseState.FAILED, ended=self._now())
+            self._store.commit((of_lease(gone, "undone", actor=lease.owner, forget=True),), at=self._now())
+            return
+        listed = self._fabric.known(budget.look())
+        gpus = tuple(gpu for partition in active for gpu in listed.get(partition).gpu_ids)
+        left = dataclasses.replace(
+            lease, state=LeaseState.RELEASING, ending=Ending.UNDONE, partitions=tuple(active), gpus=gpus, spare=()
+        )
+        self._put(left, "given up", lease.owner)
+        try:
+            self._reconciler.advance(lease.id, budget)
+        except FmctlError as error:
+            log.warning("lease %s is undone later: %s", lease.id, error)
+            self._wake()
+
+    def _put(self, lease: Lease, what: str, actor: str) -> Lease:
+        self._store.commit((of_lease(lease, what, actor=actor),), at=self._now())
+        log.info("lease %s of %s is %s", lease.id, lease.owner, what)
+        return self._store.book.leases[lease.id]
+
+    def _of(self, lease_id: str, owner: str) -> Lease:
+        """A lease, also one that is over; raises PartitionHeld where an owner is named and it is another's."""
+        lease = self._store.lease(lease_id)
+        if owner and lease.owner != owner:
+            why = f"it is of owner {lease.owner!r}"
+            raise PartitionHeld(f"lease {lease.id} is held", why=why, fix="name that owner, or another lease")
+        return lease
+
+    def _over(self, lease_id: str, deadline: float) -> Lease:
+        """The lease once it is over; raises FabricNotReady where that is not in time."""
+        while True:
+            lease = self._store.lease(lease_id)
+            if lease.state.over:
+                return lease
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise FabricNotReady(
+                    f"lease {lease_id} is not over yet",
+                    why="its end is recorded, and goes on by itself",
+                    fix="see `fmctl reconcile --dry-run` for what is in the way",
+                )
+            self._wake()
+            self._store.wait_after(self._store.book.revision, min(left, 1.0))

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes active partitions and leases the same set: observes, lets `core.plan` decide, takes one step, and records it.
+
+`control.leases` changes leases on request, under the same turn, and has a lease brought to its end here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from fmctl.control.chooser import Chooser
+from fmctl.control.fabric import Budget, Fabric, Turn
+from fmctl.control.gpus import Gpus
+from fmctl.core import adopt, plan
+from fmctl.core.adopt import Adoption
+from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_lease, of_mark
+from fmctl.core.errors import ActivationFailed, FabricNotReady, FmctlError, VmRunning
+from fmctl.core.fmcode import FmCode
+from fmctl.core.lease import Ending, Lease, LeaseState
+from fmctl.core.partition import PartitionList
+from fmctl.core.plan import ACTOR, Activate, Deactivate, Mode, Observed, Plan, Rules, Step, Vm, Write
+from fmctl.core.ports import Store
+
+log = logging.getLogger(__name__)
+
+MAX_STEPS = 1000
+"""Steps of one reconciliation, which no board needs."""
+TURN_TIMEOUT = 120.0
+"""Seconds that a step may take, the wait for its turn included."""
+LIST_TIMEOUT = 30.0
+"""Seconds that Fabric Manager has to list its partitions."""
+BACK_OFF = 1.0
+"""Seconds before a step that failed is tried again, doubled for each further time up to `MAX_BACK_OFF`."""
+MAX_BACK_OFF = 60.0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    text: str
+    count: int
+    again: float
+
+
+class Reconciler:
+    """Takes the steps of plans."""
+
+    def __init__(
+        self,
+        store: Store,
+        fabric: Fabric,
+        gpus: Gpus,
+        turn: Turn,
+        rules: Rules,
+        *,
+        generation: Callable[[], int] = lambda: 0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`generation` tells the fabric generation, and `now` is in seconds since the epoch."""
+        self._store = store
+        self._fabric = fabric
+        self._gpus = gpus
+        self._turn = turn
+        self._rules = rules
+        self._generation = generation
+        self._now = now
+        self._chooser = Chooser(store, fabric, gpus)
+        self._failures: dict[Activate | Deactivate, _Failure] = {}
+        self._drift: tuple[str, ...] = ()
+
+    @property
+    def drift(self) -> tuple[str, ...]:
+        """What the last look found that nothing is done about."""
+        return self._drift
+
+    @property
+    def is_observing(self) -> bool:
+        """Whether nothing is changed on this host until a person accepts it."""
+        return bool(self.observed)
+
+    @property
+    def observed(self) -> str:
+        """Why nothing is changed on this host; empty where something is."""
+        if self._rules.mode is Mode.OBSERVE:
+            return "the setting mode says so"
+        mark = self._store.book.marks.get((Kind.HOST, "", MarkKind.OBSERVED))
+        return "" if mark is None else mark.reason
+
+    def meet(self, listed: PartitionList) -> None:
+        """See once, before anything is changed, whether this host was in use before. With the turn."""
+        if self._is_new:
+            self._met(plan.in_use(listed, self._gpus.open()))
+
+    def meet_vms(self) -> None:
+        """The same, of who holds GPUs alone, before the Service VM is touched; nothing is decided where nobody does."""
+        with self._turn.within(TURN_TIMEOUT):
+            held = self._gpus.open()
+            if held and self._is_new:
+                self._met(plan.in_use(PartitionList(()), held))
+
+    @property
+    def _is_new(self) -> bool:
+        return self._rules.mode is Mode.AUTO and (Kind.HOST, "", MarkKind.MET) not in self._store.book.marks
+
+    def _met(self, found: str) -> None:
+        """Note that the host was looked at, and what shows that it was in use."""
+        now = self._now()
+        entries = [of_mark(Kind.HOST, "", Mark(MarkKind.MET, found or "it was not in use before", now), actor=ACTOR)]
+        if found:
+            entries.append(of_mark(Kind.HOST, "", Mark(MarkKind.OBSERVED, found, now), actor=ACTOR))
+        self._commit(*entries)
+
+    def preview(self, *, timeout: float) -> Plan:
+        """What would be done now, with why a step that failed waits; raises what a list does."""
+        vms = self._gpus.vms()
+        found = plan.plan(self._store.book, self._observed(self._fabric.peek(timeout), vms), self._rules)
+        return replace(found, drift=(*found.drift, *self._waiting(found)))
+
+    def reconcile(self) -> None:
+        """Take steps until none is left that can be taken now. Raises what a list does; a failed step waits.
+
+        The turn is taken for a step alone: what was seen without it counts only if nothing was changed meanwhile.
+        """
+        for _ in range(MAX_STEPS):
+            before = self._state
+            seen = self._observed(self._fabric.peek(LIST_TIMEOUT), self._gpus.vms())
+            with self._turn.within(TURN_TIMEOUT) as budget:
+                if before != self._state or seen.listed is None:
+                    continue
+                self.meet(self._fabric.note(seen.listed))
+                found = plan.plan(self._store.book, seen, self._rules)
+                self._drift = (*found.drift, *self._waiting(found))
+                step = None if self.is_observing else next(self._due(found), None)
+                if step is None:
+                    return
+                self._try(step, budget)
+
+    def adopt(self, named: Mapping[str, str], *, dry_run: bool, timeout: float) -> Adoption:
+        """Make leases of active partitions that no lease holds, by the VMs that have their GPUs; also while observed.
+
+        Raises FabricNotReady where libvirt does not answer, and what a list does.
+        """
+        vms = self._gpus.vms()
+        if vms is None:
+            raise FabricNotReady("nothing is adopted", why="libvirt does not tell which VM has which GPU")
+        with self._turn.within(timeout) as budget:
+            found = adopt.adopt(
+                self._store.book,
+                self._fabric.look(budget.look()),
+                vms,
+                named,
+                now=self._now(),
+                generation=self._generation(),
+                new_id=lambda: str(uuid.uuid4()),
+            )
+            if found.entries and not dry_run:
+                self._commit(*found.entries)
+            return found
+
+    @property
+    def _state(self) -> tuple[int, int]:
+        """Differs after every change of a lease or a partition."""
+        return self._fabric.changes, self._store.book.revision
+
+    def advance(self, lease_id: str, budget: Budget) -> Lease | None:
+        """Take the steps of one lease until none is left; the lease as it is then, None where it left no trace.
+
+        With the turn. Raises the error of a step that failed.
+        """
+        for _ in range(MAX_STEPS):
+            lease = self._store.book.leases.get(lease_id)
+            if lease is None:
+                break
+            seen = self._observed(self._fabric.known(budget.look()), None)
+            step = next(iter(plan.plan_for(lease, seen, self._rules).steps), None)
+            if step is None:
+                return lease
+            self._take(step, budget)
+        with contextlib.suppress(FmctlError):
+            return self._store.lease(lease_id)
+        return None
+
+    def _observed(self, listed: PartitionList | None, vms: tuple[Vm, ...] | None) -> Observed:
+        held = self._gpus.open()
+        return Observed(self._now(), listed, vms, None if held is None else frozenset(held), self._generation())
+
+    def _waiting(self, found: Plan) -> list[str]:
+        failures = tuple(self._failures.items())
+        return [failure.text for step, failure in failures if step in found.steps]
+
+    def _due(self, found: Plan) -> Iterator[Step]:
+        """The steps that did not fail too lately."""
+        self._failures = {step: failure for step, failure in self._failures.items() if step in found.steps}
+        for step in found.steps:
+            if isinstance(step, Write) or step not in self._failures or self._now() >= self._failures[step].again:
+                yield step
+
+    def _try(self, step: Step, budget: Budget) -> None:
+        """Take a step; one that Fabric Manager does not take now is tried again later."""
+        if isinstance(step, Write):
+            self._take(step, budget)
+            return
+        try:
+            self._take(step, budget)
+            self._failures.pop(step, None)
+        except FmctlError as error:
+            count = self._failures[step].count + 1 if step in self._failures else 1
+            pause = min(MAX_BACK_OFF, BACK_OFF * 2 ** (count - 1))
+            self._failures[step] = _Failure(str(error), count, self._now() + pause)
+            log.error("%s; tried again in %g s", error, pause)
+
+    def _take(self, step: Step, budget: Budget) -> None:
+        if isinstance(step, Write):
+            self._commit(*step.entries)
+        elif isinstance(step, Deactivate):
+            self._deactivate(step, budget)
+        else:
+            self._activate(step, budget)
+
+    def _commit(self, *entries: Entry) -> None:
+        for entry in self._store.commit(entries, at=self._now()):
+            log.info(
+                "%s %s: %s%s", entry.kind.value, entry.subject, entry.what, f" ({entry.detail})" * bool(entry.detail)
+            )
+
+    def _deactivate(self, step: Deactivate, budget: Budget) -> None:
+        """Deactivate, after another look at who has the GPUs."""
+        listed = self._fabric.known(budget.look())
+        self.refuse_open(listed.get(step.partition_id).gpu_ids)
+        self._fabric.deactivate(step.partition_id, budget)
+        if not step.lease_id:
+            self._commit(Entry(Kind.PARTITION, str(step.partition_id), "deactivated", ACTOR, "no lease held it"))
+
+    def refuse_open(self, gpus: tuple[int, ...]) -> None:
+        """Raise VmRunning where somebody has one of these GPUs open, or where nobody can tell."""
+        held = self._gpus.open()
+        users = {holder for gpu, holder in (held or {}).items() if gpu in gpus}
+        if held is None or users:
+            raise VmRunning(
+                f"the GPUs {','.join(map(str, gpus))} are in use",
+                why=f"{', '.join(sorted(users))} has them open" if users else "who has GPUs open cannot be told",
+                fix="stop that VM first" if users else "see the daemon's log",
+            )
+
+    def _activate(self, step: Activate, budget: Budget) -> None:
+        lease = self._store.book.leases[step.lease_id]
+        try:
+            self._fabric.activate(step.partition_id, budget, self._chooser.owners(), ours=True)
+        except ActivationFailed as error:
+            if lease.state is LeaseState.ACTIVE:
+                self._commit(*self.cordoned(error))
+                raise
+            try:
+                self.move(lease, error, budget)
+            except FmctlError:
+                ends = replace(lease, state=LeaseState.RELEASING, ending=Ending.FAILED, reason=str(error))
+                self._commit(*self.cordoned(error), of_lease(ends, "given up", actor=ACTOR, detail=str(error)))
+
+    def move(self, lease: Lease, error: ActivationFailed, budget: Budget) -> Lease:
+        """Cordon the partition of an NVLink error, and let the lease have other GPUs.
+
+        Raises `error` where it is another one, and NoCapacity where there are none. With the turn.
+        """
+        cordon = self.cordoned(error)
+        if not cordon or error.partition_id is None:
+            raise error
+        self._commit(*cordon)
+        moved = self._chooser.instead(lease, error.partition_id, budget)
+        self._commit(of_lease(moved, "moved", actor=ACTOR, detail=str(error)))
+        return self._store.book.leases[lease.id]
+
+    def cordoned(self, error: FmctlError) -> tuple[Entry, ...]:
+        """The entry by which the partition of an NVLink error is handed out no more; none for other errors."""
+        if error.fm_code != FmCode.NVLINK_ERROR or error.partition_id is None:
+            return ()
+        mark = Mark(MarkKind.CORDONED, str(error), self._now())
+        return (of_mark(Kind.PARTITION, str(error.partition_id), mark, actor=ACTOR),)
