@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fmctl host`: whether passthrough is safe on this host, and what an operator must set once."""
+"""`fmctl host`: whether passthrough is safe on this host, and what an operator must set once.
+
+`cli.hostwork` has what the daemon does.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fmctl.cli import failure, options, render
+from fmctl.cli import failure, hostwork, options, render
 from fmctl.cli import place as at
 from fmctl.cli.place import Place
 
@@ -18,7 +21,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def host() -> None:
-    """Check that this host is set up for passthrough, and set it up."""
+    """Set up a host, check it, and let it take new work or none."""
+
+
+for _command in hostwork.COMMANDS:
+    host.add_command(_command)
 
 
 @host.command()

@@ -17,6 +17,14 @@ _COMMANDS = {
     "list": "fmctl.cli.partitions:list_command",
     "activate": "fmctl.cli.partitions:activate",
     "deactivate": "fmctl.cli.partitions:deactivate",
+    "allocate": "fmctl.cli.lease:allocate",
+    "release": "fmctl.cli.lease:release",
+    "lease": "fmctl.cli.lease:lease",
+    "capacity": "fmctl.cli.capacity:capacity",
+    "can-allocate": "fmctl.cli.capacity:can_allocate",
+    "explain": "fmctl.cli.capacity:explain",
+    "watch": "fmctl.cli.watch:watch",
+    "reconcile": "fmctl.cli.reconcile:reconcile",
     "status": "fmctl.cli.status:status",
     "wait": "fmctl.cli.status:wait",
     "daemon": "fmctl.cli.serve:daemon",
@@ -52,7 +60,7 @@ class _Lazy(click.Group):
 @options.outer_connection
 @click.pass_context
 def cli(ctx: click.Context, connection: options.Connection) -> None:
-    """Activate NVLink partitions of an HGX board, for tenants that share it.
+    """Lease GPUs of an HGX board, in NVLink partitions, to tenants that share it.
 
     Exit status: 0 done, or already so for the same owner; 1 failure; 2 usage; 3 not found; 4 conflict or in use;
     5 unreachable, or outcome unknown; 6 drift; 7 no capacity; 8 unverified GPU map.

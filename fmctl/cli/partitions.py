@@ -62,10 +62,11 @@ def activate(
 @click.command()
 @click.argument("partition_id", metavar="ID", type=options.PARTITION_ID)
 @options.owner
+@click.option("--force", is_flag=True, help="Also another owner's, yet never under a running VM.")
 @options.output("text", "json", "yaml", "name")
 @options.connection
-def deactivate(connection: Connection, partition_id: int, owner: str, style: str) -> None:
+def deactivate(connection: Connection, partition_id: int, owner: str, style: str, *, force: bool) -> None:
     """Deactivate the partition ID."""
     with dialled(connection) as (client, timeout):
-        changed = client.deactivate(owner, partition_id, timeout=timeout)
+        changed = client.deactivate(owner, partition_id, timeout=timeout, force=force)
     click.echo(render.changed(changed, style), nl=False)

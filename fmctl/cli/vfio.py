@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fmctl.cli import options, render
+from fmctl.cli import options, params, render
 from fmctl.cli import place as at
 from fmctl.cli.place import Place
 from fmctl.cli.table import table
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     from fmctl.core.vfio import Step, Usage
 
 _HEADERS = ("ROLE", "ADDRESS", "DRIVER", "GROUP", "HELD BY")
-
-
-class _Addresses(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """PCI addresses, such as `0000:17:00.0,0000:3d:00.0`."""
-
-    name = "addresses"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Bdf, ...]:
-        """Read the addresses; fails as a usage error."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(Bdf.parse(part.strip()) for part in value.split(","))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 class _Steps:
@@ -56,7 +41,7 @@ class _Steps:
 
 
 _gpus = click.option(
-    "--gpus", type=_Addresses(), default=(), metavar="ADDRESSES", help="Only these GPUs: 0000:17:00.0,0000:34:00.0."
+    "--gpus", type=params.ADDRESSES, default=(), metavar="ADDRESSES", help="Only these GPUs: 0000:17:00.0,0000:34:00.0."
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Print the steps, and take none.")
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon's API as the CLI uses it, and what every client has in common.
 
-A client answers in core values and fails in core errors. `rpc.agent_client` is the other one; `rpc.server` serves both.
+A client answers in core values and fails in core errors. `rpc.lease_client` is for leases, and `rpc.agent_client` for
+the agent.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ class ControllerClient(Client):
             request.partition_id = partition_id
         return _changed(self.call(self._stub.ActivatePartition, request, timeout, changes=True))
 
-    def deactivate(self, owner: str, partition_id: int, *, timeout: float) -> Changed:
-        """Deactivate a partition."""
-        request = controller.DeactivatePartitionRequest(owner=owner, partition_id=partition_id)
+    def deactivate(self, owner: str, partition_id: int, *, timeout: float, force: bool = False) -> Changed:
+        """Deactivate a partition, with `force` also another owner's."""
+        request = controller.DeactivatePartitionRequest(owner=owner, partition_id=partition_id, force=force)
         return _changed(self.call(self._stub.DeactivatePartition, request, timeout, changes=True))
 
     def start_service_vm(self, *, interrupt_tenants: bool, timeout: float) -> ServiceVmStatus:

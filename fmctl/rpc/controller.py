@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's service: each call one call of `control.fabric`."""
+"""The daemon's service: each call one call of `control.controller`."""
 
 from __future__ import annotations
 
 import grpc
 
-from fmctl.control.fabric import FabricController
+from fmctl.control.controller import FabricController
 from fmctl.core.answers import Changed
 from fmctl.core.errors import BadRequest
 from fmctl.rpc import convert
@@ -46,7 +46,7 @@ class FabricControllerServicer(FabricControllerServiceServicer):
         self, request: messages.ActivatePartitionRequest, context: grpc.ServicerContext
     ) -> messages.ActivatePartitionResponse:
         """Activate a partition for an owner."""
-        changed = self._activate(request, time_left(context))
+        changed = self._activate(request, context)
         return messages.ActivatePartitionResponse(
             partition=convert.partition_to(changed.partition, changed.owner),
             already=changed.already,
@@ -56,8 +56,10 @@ class FabricControllerServicer(FabricControllerServiceServicer):
     def DeactivatePartition(
         self, request: messages.DeactivatePartitionRequest, context: grpc.ServicerContext
     ) -> messages.DeactivatePartitionResponse:
-        """Deactivate a partition of an owner's, or of nobody's."""
-        changed = self._controller.deactivate(request.owner, request.partition_id, timeout=time_left(context))
+        """Deactivate a partition of an owner's, of nobody's, or with `force` of anybody's."""
+        changed = self._controller.deactivate(
+            request.owner, request.partition_id, timeout=time_left(context), force=request.force
+        )
         return messages.DeactivatePartitionResponse(
             partition=convert.partition_to(changed.partition, changed.owner),
             already=changed.already,
@@ -70,15 +72,19 @@ class FabricControllerServicer(FabricControllerServiceServicer):
         """The daemon's state, and what it sees behind it."""
         return convert.status_to(self._controller.status(timeout=time_left(context)))
 
-    def _activate(self, request: messages.ActivatePartitionRequest, timeout: float) -> Changed:
+    def _activate(self, request: messages.ActivatePartitionRequest, context: grpc.ServicerContext) -> Changed:
         target = request.WhichOneof("target")
-        if target == "partition_id":
-            return self._controller.activate(request.owner, partition_id=request.partition_id, timeout=timeout)
         gpu_ids = tuple(request.gpus.physical_ids)
-        if not gpu_ids or len(set(gpu_ids)) != len(gpu_ids):
+        if target != "partition_id" and (not gpu_ids or len(set(gpu_ids)) != len(gpu_ids)):
             raise BadRequest(
                 "the partition is not named",
                 why="a GPU stands twice" if gpu_ids else "neither partition_id nor gpus is set",
                 fix="give a partition id, or the physical ids of its GPUs",
             )
-        return self._controller.activate(request.owner, gpu_ids=gpu_ids, timeout=timeout)
+        return self._controller.activate(
+            request.owner,
+            partition_id=request.partition_id if target == "partition_id" else None,
+            gpu_ids=gpu_ids,
+            timeout=time_left(context),
+            alive=context.is_active,
+        )

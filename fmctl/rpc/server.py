@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both servers have in common: where they listen, health, reflection, errors, and an orderly end.
 
-`rpc.manager` and `rpc.controller` hold the two services.
+`rpc.manager` holds the agent's service, and `rpc.services` puts the daemon's together.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ from fmctl.rpc.unixsocket import SocketPlace
 
 log = logging.getLogger(__name__)
 
-THREADS = 16
+STREAMS = 32
+"""Streams without an end of their own that are served at once."""
+THREADS = 16 + STREAMS
+"""Calls that are served at once, since each takes a thread, started when it is needed first."""
 DEFAULT_TIMEOUT = 60.0
 """Seconds that a call may take whose caller set no deadline."""
 
 MANAGER_SERVICE = "fmctl.v1.FabricManagerService"
 CONTROLLER_SERVICE = "fmctl.v1.FabricControllerService"
 SERVICE_VM_SERVICE = "fmctl.v1.ServiceVmService"
+LEASE_SERVICE = "fmctl.v1.LeaseService"
+
+Add = Callable[[grpc.Server], Callable[[], None] | None]
+"""Registers services; what it returns ends those of their calls that have no end of their own, before a stop."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Server:
         self,
         listening: Listening,
         services: Sequence[str],
-        add: Callable[[grpc.Server], None],
+        add: Add,
         *,
         simulated: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -68,7 +75,7 @@ class Server:
             interceptors=[_Errors(simulated)],
             options=(("grpc.so_reuseport", 0), *keepalive.server()),
         )
-        add(self._grpc)
+        self._end_streams = add(self._grpc)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if listening.reflection:
@@ -104,6 +111,8 @@ class Server:
     def stop(self, grace: float = 5.0) -> None:
         """Take no new calls, let those under way end within `grace` seconds, then give the address free."""
         self._health.enter_graceful_shutdown()
+        if self._end_streams is not None:
+            self._end_streams()
         self._grpc.stop(grace).wait()
         if self._place is not None:
             self._place.release()

@@ -7,23 +7,36 @@ from collections.abc import Callable
 
 import grpc
 
-from fmctl.control.fabric import FabricController
+from fmctl.control.controller import FabricController
 from fmctl.control.operator import Operator
 from fmctl.core.loglines import KeptLog
 from fmctl.rpc.controller import FabricControllerServicer
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
+from fmctl.rpc.fmctl.v1.lease_pb2_grpc import add_LeaseServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import add_ServiceVmServiceServicer_to_server
+from fmctl.rpc.leases import LeaseServicer
+from fmctl.rpc.server import Add
 from fmctl.rpc.servicevm import ServiceVmServicer
+from fmctl.rpc.watches import Watches
 
 
 def services(
-    controller: FabricController, operator: Operator | None, log: Callable[[int], KeptLog]
-) -> Callable[[grpc.Server], None]:
-    """Registers them; without a Service VM of ours its changes are refused. `log` tells its newest lines."""
+    controller: FabricController,
+    operator: Operator | None,
+    log: Callable[[int], KeptLog],
+    watches: Watches | None = None,
+) -> Add:
+    """Registers them; without a Service VM of ours its changes are refused. `log` tells its newest lines.
 
-    def add(server: grpc.Server) -> None:
+    `watches` holds the streams that `LeaseService` may have.
+    """
+    streams = watches or Watches()
+
+    def add(server: grpc.Server) -> Callable[[], None]:
         add_FabricControllerServiceServicer_to_server(FabricControllerServicer(controller), server)
         servicer = ServiceVmServicer(operator, log, lambda: controller.simulated)
         add_ServiceVmServiceServicer_to_server(servicer, server)
+        add_LeaseServiceServicer_to_server(LeaseServicer(controller, streams), server)
+        return streams.close
 
     return add

@@ -19,8 +19,10 @@ def test_version_and_help() -> None:
     assert run("--version").stdout == f"fmctl {__version__}\n"
     shown = run("--help")
     assert shown.returncode == 0
-    for group in ("vfio", "host", "service-vm", "image", "tenant-vm", "platform", "config", "sim"):
+    for group in ("lease", "vfio", "host", "service-vm", "image", "tenant-vm", "platform", "config", "sim"):
         assert "..." not in run(group, "--help").stdout.split("Commands:")[1]
+    for command in ("allocate", "release", "capacity", "can-allocate", "explain", "watch", "reconcile"):
+        assert f"\n  {command} " in shown.stdout
     for command in ("list", "activate", "deactivate", "status", "daemon", "agent", "sim", "platform", "config"):
         assert f"\n  {command}" in shown.stdout
     assert "..." not in shown.stdout.split("Commands:")[1]
@@ -44,6 +46,20 @@ def test_version_and_help() -> None:
         "host prepare",
         "service-vm stop",
         "tenant-vm render",
+        "allocate",
+        "release",
+        "lease list",
+        "lease show",
+        "lease update",
+        "capacity",
+        "can-allocate",
+        "explain",
+        "watch",
+        "reconcile",
+        "host info",
+        "host cordon",
+        "host uncordon",
+        "host drain",
     ],
 )
 def test_help_fits_eighty_columns(command: str) -> None:
@@ -92,7 +108,11 @@ def test_misuse_is_exit_2_with_the_reason_on_stderr(arguments: list[str], says: 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [["list"], ["activate", "3"], ["deactivate", "3"], ["status"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [["list"], ["activate", "3"], ["deactivate", "3"], ["status"], ["lease", "list"], ["watch"], ["host", "drain"]],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("address", ["unix:/no/such.sock", "127.0.0.1:1"])
 def test_a_dead_address_is_exit_5_with_the_address(command: list[str], address: str) -> None:
     done = run(*command, "--address", address, "--timeout", "10")

@@ -18,7 +18,7 @@ import pytest
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from fmctl.control.fabric import FabricController
+from fmctl.control.controller import FabricController
 from fmctl.control.logs import GuestLogs
 from fmctl.core.address import Address
 from fmctl.core.answers import FabricState, StartMode
@@ -26,8 +26,9 @@ from fmctl.core.errors import BadRequest, FabricNotReady, OutcomeUnknown, Versio
 from fmctl.core.loglines import LogPosition
 from fmctl.rpc.agent_client import AgentClient
 from fmctl.rpc.server import MANAGER_SERVICE
-from fmctl.sim.claims import MemoryClaims
 from fmctl.sim.gate import MemoryGate
+from fmctl.sim.store import MemoryStore
+from tests.control.gpus import NO_GPUS
 from tests.support import eventually
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -147,7 +148,7 @@ def test_every_call_that_it_knows_is_made_as_it_knows_it(client: AgentClient) ->
 
 
 def test_the_controller_works_over_it(client: AgentClient) -> None:
-    controller = FabricController(client, MemoryClaims(), MemoryGate())
+    controller = FabricController(client, MemoryStore(), MemoryGate(), NO_GPUS)
     assert controller.refresh() == (FabricState.READY, "")
     assert controller.active() == (3,)
     status = controller.status(timeout=T)

@@ -189,18 +189,22 @@ class DeactivatePartitionRequest(_message.Message):
 
     PARTITION_ID_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     partition_id: _builtins.int
     owner: _builtins.str
     """Who asks: 1 to 128 printable characters."""
+    force: _builtins.bool
+    """Also a partition of another owner's, yet never one whose GPUs a VM holds."""
     def __init__(
         self,
         *,
         partition_id: _builtins.int = ...,
         owner: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "partition_id", b"partition_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "owner", b"owner", "partition_id", b"partition_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fmctl reconcile`: how leases and active partitions differ, and what is done about it."""
+
+from __future__ import annotations
+
+import click
+
+from fmctl.cli import failure, options, render
+from fmctl.cli.lease import dialled
+from fmctl.cli.options import Connection
+from fmctl.core.leased import Reconciliation
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Change nothing. This is the default.")
+@click.option("--accept", is_flag=True, help="On a host that is only observed: let it be done from now on.")
+@options.output("text", "json", "yaml")
+@options.connection
+@click.pass_context
+def reconcile(context: click.Context, connection: Connection, style: str, *, dry_run: bool, accept: bool) -> None:
+    """Show how leases and active partitions differ.
+
+    And what is planned, so that they become the same set; the daemon does it by itself. Exit status 6 tells that
+    something is planned, or differs and is left alone; with
+    --accept it is 0.
+    """
+    if dry_run and accept:
+        raise click.UsageError("--dry-run and --accept exclude each other.")
+    with dialled(connection) as (client, timeout):
+        plan = client.plan(timeout=timeout)
+        if accept:
+            client.accept(actor=options.calling_user(), timeout=timeout)
+    click.echo(_text(plan, accepted=accept) if style == "text" else render.document(dict(vars(plan)), style), nl=False)
+    if not accept and (plan.steps or plan.drift):
+        context.exit(failure.DRIFT)
+
+
+def _text(plan: Reconciliation, *, accepted: bool) -> str:
+    lines = [*(f"to do: {step}" for step in plan.steps), *(f"left alone: {text}" for text in plan.drift)]
+    if not lines:
+        lines = ["leases and active partitions are the same set"]
+    if accepted:
+        lines.append("from now on what is to do is done")
+    elif plan.observed:
+        lines.append(f"nothing is done until `fmctl reconcile --accept`: {plan.observed}")
+    return "".join(f"{line}\n" for line in lines)
