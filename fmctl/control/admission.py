@@ -34,12 +34,16 @@ class Admission:
 
     def admit(self, request: Request) -> None:
         """Raise HostCordoned, PolicyDenied or VersionMismatch where the request is not to be served."""
+        self.refuse_new_work()
+        self._refuse_driver(request)
+
+    def refuse_new_work(self) -> None:
+        """Raise HostCordoned or PolicyDenied where no request at all is served now."""
         self.refuse_changes()
         cordon = self._store.book.marks.get((Kind.HOST, "", MarkKind.CORDONED))
         if cordon is not None:
             raise HostCordoned(f"{REFUSED}: it is cordoned", why=cordon.reason, fix="`fmctl host uncordon`")
         self._refuse_new_work()
-        self._refuse_driver(request)
 
     def refuse_changes(self) -> None:
         """Raise HostCordoned where nothing is changed on this host."""

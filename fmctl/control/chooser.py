@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from fmctl.control.fabric import Budget, Fabric
@@ -60,12 +60,13 @@ class Chooser:
             return replace(lease, partitions=(*kept, *(p.id for p in grant.partitions)), gpus=gpus)
         book = self._store.book
         others = {lease_id: other for lease_id, other in book.leases.items() if lease_id != lease.id}
-        grant = self._chosen(request, available(replace(book, leases=others), listed, dict(self._gpus.nodes())))
+        free = available(replace(book, leases=others), listed, dict(self._gpus.nodes()), self._fabric.unsettled)
+        grant = self._chosen(request, free)
         return replace(lease, partitions=tuple(p.id for p in grant.partitions), gpus=grant.gpus, spare=grant.spare)
 
     def available(self, listed: PartitionList) -> Availability:
         """What of that table is free now."""
-        return available(self._store.book, listed, dict(self._gpus.nodes()))
+        return available(self._store.book, listed, dict(self._gpus.nodes()), self._fabric.unsettled)
 
     def _granted(self, request: Request, listed: PartitionList) -> Grant:
         return self._chosen(request, self.available(listed))
@@ -96,9 +97,15 @@ class Chooser:
         return {partition: lease.owner for lease in self._store.book.leases.values() for partition in lease.partitions}
 
 
-def available(book: Book, listed: PartitionList, nodes: dict[int, int]) -> Availability:
-    """What of the table is free: what no lease holds, that is not active for nobody known, and is not set aside."""
-    stray = {gpu for partition in plan.unowned(book, listed) for gpu in partition.gpu_ids}
+def available(
+    book: Book, listed: PartitionList, nodes: dict[int, int], unsettled: Collection[int] = ()
+) -> Availability:
+    """What of the table is free: what no lease holds, that is not active for nobody known, and is not set aside.
+
+    Partitions that are `unsettled` may become active, or inactive, by themselves.
+    """
+    changing = tuple(partition for partition in listed.partitions if partition.id in unsettled)
+    stray = {gpu for partition in (*plan.unowned(book, listed), *changing) for gpu in partition.gpu_ids}
 
     def reasons(kind: Kind, mark: MarkKind) -> dict[int, str]:
         return {int(subject): found.reason for subject, found in book.marked(kind, mark).items()}

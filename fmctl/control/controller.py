@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
 
 from fmctl import __version__
@@ -24,7 +25,8 @@ from fmctl.control.watch import WatchedStore
 from fmctl.core import plan
 from fmctl.core.answers import AgentInfo, AgentStatus, Changed, DaemonStatus, FabricState, Listed
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_mark, of_unmark
-from fmctl.core.errors import AgentUnreachable, FmctlError, PolicyDenied
+from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, PolicyDenied
+from fmctl.core.partition import PartitionList
 from fmctl.core.plan import ACTOR, Rules
 from fmctl.core.platform import Hardware, Platform, recognise
 from fmctl.core.ports import Agent, Gate, Store
@@ -62,11 +64,12 @@ class FabricController:
         started: float = 0.0,
         simulated: bool = False,
         wake: Callable[[], object] = lambda: None,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         """`platform` is the board if it is set; else it is told from `known_platforms` by Fabric Manager's table.
 
-        `simulated` tells before the agent answers that it will use the simulator's library, and `wake` lets the
-        reconciler look at once.
+        `simulated` tells before the agent answers that it will use the simulator's library, `wake` lets the reconciler
+        look at once, and `new_id` names leases.
         """
         self._agent = agent
         self.store = WatchedStore(store)
@@ -82,21 +85,23 @@ class FabricController:
         self._now = now
         self._last_status: AgentStatus | None = None
         self._compacted_at = -COMPACT_INTERVAL
-        self.fabric = Fabric(agent)
+        self.fabric = Fabric(agent, now)
         turn = Turn(call_timeout, clock)
         self.chooser = Chooser(self.store, self.fabric, gpus)
         self.reconciler = Reconciler(
             self.store, self.fabric, gpus, turn, rules or Rules(), generation=self._generation, now=now
         )
+        self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
         self.leases = Leases(
             self.store,
             self.fabric,
             turn,
             self.chooser,
             self.reconciler,
-            Admission(self.store, self.reconciler, self._refuse_new_work, self._versions),
+            self.admission,
             generation=self._generation,
             now=now,
+            new_id=new_id,
             wake=wake,
         )
 
@@ -112,6 +117,7 @@ class FabricController:
             versions=self._versions,
             service_vm=self._gate.status,
             platform=self._board,
+            refuse_new_work=self.admission.refuse_new_work,
         )
 
     @property
@@ -138,14 +144,20 @@ class FabricController:
         lease, already = self.leases.activate(
             owner, partition_id=partition_id, gpu_ids=gpu_ids, timeout=timeout, alive=alive
         )
-        partition = self.fabric.known(STATUS_TIMEOUT).get(lease.partitions[0])
+        listed = self._listed()
+        named = listed.with_gpus(gpu_ids).id if partition_id is None else partition_id
+        partition = listed.get(named if named in lease.partitions else lease.partitions[0])
         return Changed(partition.with_active(active=True), owner, already, self.simulated)
 
     def deactivate(self, owner: str, partition_id: int, *, timeout: float, force: bool = False) -> Changed:
         """End the lease on a partition; raises as `Leases.deactivate`."""
         already = self.leases.deactivate(owner, partition_id, timeout=timeout, force=force)
-        partition = self.fabric.known(STATUS_TIMEOUT).get(partition_id)
+        partition = self._listed().get(partition_id)
         return Changed(partition.with_active(active=False), already=already, simulated=self.simulated)
+
+    def _listed(self) -> PartitionList:
+        """The table after a change, which is done, so that no more is asked about it than must be."""
+        return self.fabric.seen or self.fabric.peek(STATUS_TIMEOUT)
 
     def status(self, *, timeout: float) -> DaemonStatus:
         """The daemon's state, and the agent's and Fabric Manager's as far as they answer; never raises."""
@@ -203,9 +215,15 @@ class FabricController:
     def active(self) -> tuple[int, ...]:
         """The partitions that a Fabric Manager which takes up its state must be told are active.
 
-        On a host that is only observed they are all that were seen active.
+        On a host that is only observed they are all that were seen active; raises FabricNotReady before they were.
         """
-        if self.reconciler.is_observing and self.fabric.seen is not None:
+        if self.reconciler.is_observing:
+            if self.fabric.seen is None:
+                raise FabricNotReady(
+                    "which partitions are active is not known",
+                    why="this host is only observed, and Fabric Manager was not seen since this daemon started",
+                    fix="`fmctl reconcile --accept`, which lets leases decide",
+                )
             return tuple(partition.id for partition in self.fabric.seen.partitions if partition.active)
         return plan.to_set(self.store.book, self.fabric.seen)
 

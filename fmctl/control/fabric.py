@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fmctl.core import outcome
 from fmctl.core.errors import FabricNotReady, FmctlError, OutcomeUnknown
-from fmctl.core.fmcode import ALREADY_ACTIVE, NOT_ACTIVE
+from fmctl.core.fmcode import ALREADY_ACTIVE, NO_VERDICT, NOT_ACTIVE
 from fmctl.core.partition import PartitionList
+from fmctl.core.plan import LATE
 from fmctl.core.ports import Agent
 
 
@@ -74,10 +75,13 @@ class Turn:
 class Fabric:
     """Fabric Manager behind the agent. All but `seen` and `peek` belong to whoever has the turn."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, now: Callable[[], float] = time.time) -> None:
+        """`now` is in seconds since the epoch."""
         self._agent = agent
+        self._now = now
         self._seen: PartitionList | None = None
         self._changes = 0
+        self._unsettled: dict[int, float] = {}
 
     @property
     def changes(self) -> int:
@@ -89,15 +93,32 @@ class Fabric:
         """The partitions as they were last seen, with what was changed since; None before the first list."""
         return self._seen
 
+    @property
+    def unsettled(self) -> Mapping[int, float]:
+        """Until when a call about a partition may take effect that was given up, in seconds since the epoch.
+
+        A list that shows what the call was for settles it, unless an earlier one was open still.
+        """
+        return self._unsettled
+
+    def unsettle(self, partitions: Iterable[int]) -> None:
+        """Know that a call about these partitions may have been given up just now."""
+        self._unsettled = {**self._unsettled, **dict.fromkeys(partitions, self._now() + LATE)}
+
     def peek(self, timeout: float) -> PartitionList:
         """The partitions as Fabric Manager lists them now; raises what `list_partitions` does."""
+        before = self._changes
         listed = self._agent.list_partitions(timeout=timeout)
-        self._seen = self._seen or listed
+        if self._seen is None and before == self._changes:
+            self._seen = listed
         return listed
 
     def look(self, timeout: float) -> PartitionList:
         """The same, to go on from."""
-        return self.note(self._agent.list_partitions(timeout=timeout))
+        began = self._now()
+        listed = self.note(self._agent.list_partitions(timeout=timeout))
+        self._unsettled = {partition: until for partition, until in self._unsettled.items() if until > began}
+        return listed
 
     def note(self, listed: PartitionList) -> PartitionList:
         """Go on from that list, which is newer than the last change."""
@@ -105,8 +126,8 @@ class Fabric:
         return listed
 
     def known(self, timeout: float) -> PartitionList:
-        """The partitions as last seen, or as they are now if they never were."""
-        return self._seen or self.look(timeout)
+        """The partitions as last seen; as they are now if they never were, or may have changed by themselves since."""
+        return self.look(timeout) if self._seen is None or self._unsettled else self._seen
 
     def activate(self, partition_id: int, budget: Budget, owners: Mapping[int, str], *, ours: bool) -> bool:
         """Activate a partition; whether it was active before. `ours` tells that its lease stood before this call.
@@ -117,8 +138,9 @@ class Fabric:
             with self._changing():
                 self._agent.activate(partition_id, timeout=budget.change())
         except OutcomeUnknown as failure:
-            listed = self._look_after(failure, budget)
-            outcome.settle_activation(failure, listed, partition_id, owners, ours=ours)
+            with self._until_seen(failure, partition_id):
+                listed = self._look_after(failure, budget)
+                outcome.settle_activation(failure, listed, partition_id, owners, ours=ours)
             return failure.fm_code in ALREADY_ACTIVE
         self._changed(partition_id, active=True)
         return False
@@ -129,10 +151,25 @@ class Fabric:
             with self._changing():
                 self._agent.deactivate(partition_id, timeout=budget.change())
         except OutcomeUnknown as failure:
-            outcome.settle_deactivation(failure, self._look_after(failure, budget), partition_id)
+            with self._until_seen(failure, partition_id):
+                outcome.settle_deactivation(failure, self._look_after(failure, budget), partition_id)
             return failure.fm_code in NOT_ACTIVE
         self._changed(partition_id, active=False)
         return False
+
+    @contextlib.contextmanager
+    def _until_seen(self, failure: OutcomeUnknown, partition_id: int) -> Iterator[None]:
+        """Know that a call which was given up may take effect later, unless what is done inside sees that it has."""
+        late = failure.fm_code is None or failure.fm_code in NO_VERDICT
+        seen = partition_id not in self._unsettled
+        try:
+            yield
+        except FmctlError:
+            seen = False
+            raise
+        finally:
+            if late and not seen:
+                self.unsettle((partition_id,))
 
     def _look_after(self, failure: OutcomeUnknown, budget: Budget) -> PartitionList:
         """A fresh list, without which the change's outcome stays unknown."""

@@ -14,34 +14,26 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 
 from fmctl.control.admission import Admission
+from fmctl.control.bringup import BringUp
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Budget, Fabric, Turn
 from fmctl.control.reconciler import Reconciler
 from fmctl.control.watch import WatchedStore
-from fmctl.core import outcome, plan
+from fmctl.core import outcome
 from fmctl.core import owner as owners
 from fmctl.core.allocate import Grant
-from fmctl.core.book import Entry, Kind, of_lease
 from fmctl.core.errors import (
-    ActivationFailed,
     BadRequest,
     FabricNotReady,
-    FmctlError,
     NoSuchLease,
-    OutcomeUnknown,
     PartitionHeld,
     RequestIdReused,
     VmRunning,
 )
-from fmctl.core.fmcode import NO_VERDICT
 from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.request import MAX_LIFETIME, Request, labels_problem, vm_problem
 
 log = logging.getLogger(__name__)
-
-
-class Cancelled(FabricNotReady):
-    """The caller is gone before its lease was ACTIVE, so the lease is undone."""
 
 
 class Leases:
@@ -62,13 +54,13 @@ class Leases:
         wake: Callable[[], object] = lambda: None,
     ) -> None:
         """`wake` lets the reconciler look at once."""
+        self._starter = BringUp(fabric, chooser, reconciler, generation=generation, now=now, wake=wake)
         self._store = store
         self._fabric = fabric
         self._turn = turn
         self._chooser = chooser
         self._reconciler = reconciler
         self._admission = admission
-        self._generation = generation
         self._now = now
         self._new_id = new_id
         self._wake = wake
@@ -90,17 +82,21 @@ class Leases:
         """
         request.check()
         with self._turn.within(timeout) as budget:
-            lease = self._met(request)
-            fresh = lease is None
-            if lease is None:
+            met = self._met(request)
+            if met is None or _is_left(met):
                 self._admit(request, budget)
+            if met is None:
                 lease = self._begin(request, self._chooser.grant(request, budget), unattended=not wait)
+            else:
+                lease = self._again(met) if _is_left(met) else met
             if lease.state.over or lease.state in (LeaseState.ACTIVE, LeaseState.RELEASING):
                 return lease
-            if not wait:
-                self._wake()
-                return lease
-            return self._bring_up(lease, budget, alive, fresh=fresh)
+            if wait:
+                return self._starter.bring_up(lease, budget, alive, stood=lease.partitions if met else ())
+            if not lease.unattended:
+                lease = self._reconciler.put(dataclasses.replace(lease, unattended=True), "unattended", lease.owner)
+            self._wake()
+            return lease
 
     def try_out(self, request: Request, *, timeout: float) -> Grant:
         """What the request would get now; raises what `allocate` does before it changes anything."""
@@ -124,12 +120,12 @@ class Leases:
                 self._admission.refuse_changes()
                 self._reconciler.refuse_open(lease.held)
                 ends = dataclasses.replace(lease, state=LeaseState.RELEASING)
-                self._put(ends, "releasing", actor)
+                self._reconciler.put(ends, "releasing", actor)
             if wait:
-                lease = self._reconciler.advance(lease_id, budget) or lease
+                self._reconciler.advance(lease_id, budget)
             else:
                 self._wake()
-        return self._over(lease_id, deadline) if wait else self._store.lease(lease_id)
+        return self._over(lease, deadline) if wait else self._store.lease(lease_id)
 
     def update(
         self,
@@ -169,12 +165,17 @@ class Leases:
             if vm_uuid is not None and vm_uuid != lease.vm_uuid:
                 if lease.vm_seen and lease.vm_gone is None:
                     raise VmRunning(f"lease {lease_id} is not changed", why="its VM runs", fix="stop that VM first")
-                changes |= {"vm_uuid": vm_uuid, "vm_seen": False, "vm_gone": None, "vm_instance": 0, "vm_generation": 0}
+                changes |= {
+                    "vm_uuid": vm_uuid,
+                    "vm_gone": self._now() if lease.vm_seen else None,
+                    "vm_instance": 0,
+                    "vm_generation": 0,
+                }
             if lifetime is not None:
                 changes["expires"] = self._now() + lifetime if lifetime else None
             if labels is not None:
                 changes["labels"] = dict(labels)
-            return self._put(dataclasses.replace(lease, **changes), "updated", actor) if changes else lease  # type: ignore[arg-type]
+            return self._reconciler.put(dataclasses.replace(lease, **changes), "updated", actor) if changes else lease  # type: ignore[arg-type]
 
     def activate(
         self,
@@ -191,14 +192,16 @@ class Leases:
             partition = self._chooser.named(partition_id, gpu_ids, budget)
             held = self._store.book.holder(partition.id)
             if held is not None and held.owner == owner:
-                held = self._again(held)
                 if held.state is LeaseState.ACTIVE:
                     return held, True
+                if _is_left(held) and held.partitions == (partition.id,):
+                    self._admit(request, budget)
+                    held = self._again(held)
                 if held.state is not LeaseState.RELEASING:
-                    return self._bring_up(held, budget, alive, fresh=False), False
+                    return self._starter.bring_up(held, budget, alive, stood=held.partitions), False
             self._admit(request, budget)
             lease = self._begin(request, self._chooser.grant(request, budget), unattended=False)
-            return self._bring_up(lease, budget, alive, fresh=True), False
+            return self._starter.bring_up(lease, budget, alive), False
 
     def deactivate(self, owner: str, partition_id: int, *, timeout: float, force: bool = False) -> bool:
         """End the lease that holds a partition; whether it was inactive before.
@@ -232,30 +235,32 @@ class Leases:
         self._reconciler.meet(listed)
         self._admission.refuse_changes()
         self._reconciler.refuse_open(partition.gpu_ids)
-        already = self._fabric.deactivate(partition_id, budget)
-        entry = Entry(Kind.PARTITION, str(partition_id), "deactivated", actor, "no lease held it")
-        self._store.commit((entry,), at=self._now())
-        return already
+        return self._reconciler.deactivate_stray(partition_id, budget, actor=actor)
 
     def _met(self, request: Request) -> Lease | None:
-        """The lease that stands for the request already, asked for again where it was being undone."""
+        """The lease that stands for the request already; raises RequestIdReused."""
         lease = self._store.by_request(request.owner, request.request_id)
-        if lease is None:
-            return None
-        if lease.request != request.canonical():
+        if lease is not None and lease.request != request.canonical():
             raise RequestIdReused(
                 f"the request id {request.request_id!r} stands for another request",
                 why=f"lease {lease.id} was made for {lease.request}",
                 fix="give each request an id of its own",
             )
-        return self._again(lease)
+        return lease
 
     def _again(self, lease: Lease) -> Lease:
-        """The lease, asked for again where it was being undone."""
-        if lease.state is not LeaseState.RELEASING or lease.ending is not Ending.UNDONE:
+        """The lease, which is left and asked for again; raises FabricNotReady where a part of it is gone."""
+        if lease.state is LeaseState.ACTIVATING:
             return lease
+        count = Request.from_canonical(lease.owner, lease.request_id, lease.request).count
+        if count is not None and count != len(lease.gpus):
+            raise FabricNotReady(
+                f"the request {lease.request_id!r} is being undone",
+                why="a part of what was activated for it is given back already",
+                fix="make it again",
+            )
         again = dataclasses.replace(lease, state=LeaseState.ACTIVATING, ending=Ending.RELEASED, reason="")
-        return self._put(again, "asked for again", lease.owner)
+        return self._reconciler.put(again, "asked for again", lease.owner)
 
     def _admit(self, request: Request, budget: Budget) -> None:
         self._reconciler.meet(self._fabric.known(budget.look()))
@@ -280,96 +285,42 @@ class Leases:
             fm_version=self._admission.fm_version,
             required_guest_driver=self._admission.required_guest_driver,
         )
-        return self._put(lease, lease.state.value, request.owner)
-
-    def _bring_up(self, lease: Lease, budget: Budget, alive: Callable[[], bool], *, fresh: bool) -> Lease:
-        """Activate what the lease holds, and commit it; what fails is undone. `fresh` if nobody did so before."""
-        active: list[int] = []
-        try:
-            while left := [partition for partition in lease.partitions if partition not in active]:
-                try:
-                    self._fabric.activate(left[0], budget, self._chooser.owners(), ours=not fresh)
-                    active.append(left[0])
-                except ActivationFailed as error:
-                    lease = self._moved(lease, error, budget)
-            if not lease.unattended and not alive():
-                raise Cancelled("the call was cancelled", why="its caller is gone", fix="make it again")
-        except OutcomeUnknown as error:
-            self._leave(lease, error)
-            raise
-        except FmctlError:
-            self._undo(lease, active, budget)
-            raise
-        done = dataclasses.replace(lease, state=LeaseState.ACTIVE, generation=self._generation())
-        return self._put(done, "active", lease.owner)
-
-    def _moved(self, lease: Lease, error: ActivationFailed, budget: Budget) -> Lease:
-        """The lease on the next candidate; raises the error where there is none."""
-        try:
-            return self._reconciler.move(lease, error, budget)
-        except FmctlError:
-            raise error from None
-
-    def _leave(self, lease: Lease, error: OutcomeUnknown) -> None:
-        """Let the reconciler find out, and undo what nobody asks for again."""
-        if lease.unattended:
-            return
-        late = plan.LATE if error.fm_code is None or error.fm_code in NO_VERDICT else 0.0
-        unsettled = self._now() + late
-        left = dataclasses.replace(
-            lease, state=LeaseState.RELEASING, ending=Ending.UNDONE, reason=str(error), unsettled_until=unsettled
-        )
-        self._put(left, "outcome unknown", lease.owner)
-        self._wake()
-
-    def _undo(self, lease: Lease, active: Sequence[int], budget: Budget) -> None:
-        """Leave nothing of a request that failed: what was activated for it is deactivated.
-
-        What is not known to be active for this lease may be somebody's, and stays.
-        """
-        if lease.unattended:
-            return
-        if not active:
-            gone = dataclasses.replace(lease, state=LeaseState.FAILED, ended=self._now())
-            self._store.commit((of_lease(gone, "undone", actor=lease.owner, forget=True),), at=self._now())
-            return
-        listed = self._fabric.known(budget.look())
-        gpus = tuple(gpu for partition in active for gpu in listed.get(partition).gpu_ids)
-        left = dataclasses.replace(
-            lease, state=LeaseState.RELEASING, ending=Ending.UNDONE, partitions=tuple(active), gpus=gpus, spare=()
-        )
-        self._put(left, "given up", lease.owner)
-        try:
-            self._reconciler.advance(lease.id, budget)
-        except FmctlError as error:
-            log.warning("lease %s is undone later: %s", lease.id, error)
-            self._wake()
-
-    def _put(self, lease: Lease, what: str, actor: str) -> Lease:
-        self._store.commit((of_lease(lease, what, actor=actor),), at=self._now())
-        log.info("lease %s of %s is %s", lease.id, lease.owner, what)
-        return self._store.book.leases[lease.id]
+        return self._reconciler.put(lease, lease.state.value, request.owner)
 
     def _of(self, lease_id: str, owner: str) -> Lease:
         """A lease, also one that is over; raises PartitionHeld where an owner is named and it is another's."""
         lease = self._store.lease(lease_id)
         if owner and lease.owner != owner:
-            why = f"it is of owner {lease.owner!r}"
-            raise PartitionHeld(f"lease {lease.id} is held", why=why, fix="name that owner, or another lease")
+            raise _not_yours(lease)
         return lease
 
-    def _over(self, lease_id: str, deadline: float) -> Lease:
-        """The lease once it is over; raises FabricNotReady where that is not in time."""
+    def _over(self, lease: Lease, deadline: float) -> Lease:
+        """The lease once it is over, even if nothing stays of it; raises FabricNotReady where that is not in time."""
         while True:
-            lease = self._store.lease(lease_id)
+            try:
+                lease = self._store.lease(lease.id)
+            except NoSuchLease:
+                return dataclasses.replace(lease, state=LeaseState.FAILED)
             if lease.state.over:
                 return lease
             left = deadline - time.monotonic()
             if left <= 0:
                 raise FabricNotReady(
-                    f"lease {lease_id} is not over yet",
+                    f"lease {lease.id} is not over yet",
                     why="its end is recorded, and goes on by itself",
                     fix="see `fmctl reconcile --dry-run` for what is in the way",
                 )
             self._wake()
             self._store.wait_after(self._store.book.revision, min(left, 1.0))
+
+
+def _is_left(lease: Lease) -> bool:
+    """Whether its caller was gone before it was ACTIVE, so that nothing stays of it unless it is asked for again."""
+    undone = lease.state is LeaseState.RELEASING and lease.ending is Ending.UNDONE
+    return undone or (lease.state is LeaseState.ACTIVATING and not lease.unattended)
+
+
+def _not_yours(lease: Lease) -> PartitionHeld:
+    return PartitionHeld(
+        f"lease {lease.id} is held", why=f"it is of owner {lease.owner!r}", fix="name that owner, or another lease"
+    )

@@ -16,6 +16,7 @@ from fmctl.core import allocate, explain, packing
 from fmctl.core.answers import AgentStatus, HostInfo, ServiceVmStatus
 from fmctl.core.availability import Availability
 from fmctl.core.book import Kind, MarkKind
+from fmctl.core.errors import FmctlError
 from fmctl.core.explain import Verdict
 from fmctl.core.lease import GpuDevice, Lease
 from fmctl.core.packing import Headroom
@@ -49,7 +50,9 @@ class Queries:
         versions: Callable[[], AgentStatus | None] = lambda: None,
         service_vm: Callable[[], ServiceVmStatus] = ServiceVmStatus,
         platform: Callable[[], Platform | None] = lambda: None,
+        refuse_new_work: Callable[[], None] = lambda: None,
     ) -> None:
+        """`refuse_new_work` raises where the host takes none."""
         self._store = store
         self._fabric = fabric
         self._chooser = chooser
@@ -58,6 +61,7 @@ class Queries:
         self._versions = versions
         self._service_vm = service_vm
         self._platform = platform
+        self._refuse_new_work = refuse_new_work
 
     def lease(self, lease_id: str) -> Lease:
         """A lease, also one that is over; raises NoSuchLease."""
@@ -82,7 +86,7 @@ class Queries:
     def capacity(self, *, timeout: float) -> Headroom:
         """How many of each size could be granted now, as alternatives; nothing on a host that takes no new work."""
         found = packing.capacity(self._available(timeout))
-        if self.cordon:
+        if not self._is_open():
             return Headroom(dict.fromkeys(found.partitions, 0), found.gpus)
         return found
 
@@ -102,7 +106,8 @@ class Queries:
 
     def can_allocate(self, sizes: Sequence[int], *, timeout: float) -> tuple[Partition, ...] | None:
         """Partitions that serve requests of these sizes together; None where there are none. Raises BadRequest."""
-        return None if self.cordon else packing.can_allocate(self._available(timeout), sizes)
+        found = packing.can_allocate(self._available(timeout), sizes)
+        return found if self._is_open() else None
 
     def explain(
         self, count: int, shape: allocate.Shape, *, numa_node: int | None = None, timeout: float
@@ -126,6 +131,14 @@ class Queries:
             store_id=self._store.book.store_id,
             fabric_generation=service_vm.fabric_generation,
         )
+
+    def _is_open(self) -> bool:
+        """Whether the host takes new work."""
+        try:
+            self._refuse_new_work()
+        except FmctlError:
+            return False
+        return True
 
     def _board(self) -> str:
         """A fingerprint of the partition table, by which a scheduler sees that a board was changed."""

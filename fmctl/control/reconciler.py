@@ -34,6 +34,10 @@ TURN_TIMEOUT = 120.0
 """Seconds that a step may take, the wait for its turn included."""
 LIST_TIMEOUT = 30.0
 """Seconds that Fabric Manager has to list its partitions."""
+MANAGED = "managed"
+"""What is recorded of a host that was not in use before fmctl was."""
+FIRST_ENTRIES = 100
+"""Entries among which that is, or that it is observed."""
 BACK_OFF = 1.0
 """Seconds before a step that failed is tried again, doubled for each further time up to `MAX_BACK_OFF`."""
 MAX_BACK_OFF = 60.0
@@ -60,7 +64,10 @@ class Reconciler:
         generation: Callable[[], int] = lambda: 0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`generation` tells the fabric generation, and `now` is in seconds since the epoch."""
+        """`generation` tells the fabric generation, and `now` is in seconds since the epoch.
+
+        What the book shows unfinished, another process may have asked Fabric Manager for just before it died.
+        """
         self._store = store
         self._fabric = fabric
         self._gpus = gpus
@@ -69,8 +76,10 @@ class Reconciler:
         self._generation = generation
         self._now = now
         self._chooser = Chooser(store, fabric, gpus)
+        self._is_met = False
         self._failures: dict[Activate | Deactivate, _Failure] = {}
         self._drift: tuple[str, ...] = ()
+        fabric.unsettle(plan.unfinished(store.book))
 
     @property
     def drift(self) -> tuple[str, ...]:
@@ -121,23 +130,32 @@ class Reconciler:
         return replace(found, drift=(*found.drift, *self._waiting(found)))
 
     def reconcile(self) -> None:
-        """Take steps until none is left that can be taken now. Raises what a list does; a failed step waits.
+        """Take steps until none is left that can be taken now; a failed step waits.
 
         The turn is taken for a step alone: what was seen without it counts only if nothing was changed meanwhile.
+        Raises what a list does, once that is done for which Fabric Manager need not answer.
         """
+        failure: FmctlError | None = None
         for _ in range(MAX_STEPS):
-            before = self._state
-            seen = self._observed(self._fabric.peek(LIST_TIMEOUT), self._gpus.vms())
+            before, listed = self._state, None
+            try:
+                listed = None if failure else self._fabric.peek(LIST_TIMEOUT)
+            except FmctlError as error:
+                failure = error
+            seen = self._observed(listed, self._gpus.vms())
             with self._turn.within(TURN_TIMEOUT) as budget:
-                if before != self._state or seen.listed is None:
+                if before != self._state:
                     continue
-                self.meet(self._fabric.note(seen.listed))
+                if listed is not None:
+                    self.meet(self._fabric.note(listed))
                 found = plan.plan(self._store.book, seen, self._rules)
                 self._drift = (*found.drift, *self._waiting(found))
                 step = None if self.is_observing else next(self._due(found), None)
                 if step is None:
-                    return
+                    break
                 self._try(step, budget)
+        if failure is not None:
+            raise failure
 
     def adopt(self, named: Mapping[str, str], *, dry_run: bool, timeout: float) -> Adoption:
         """Make leases of active partitions that no lease holds, by the VMs that have their GPUs; also while observed.
@@ -186,7 +204,8 @@ class Reconciler:
 
     def _observed(self, listed: PartitionList | None, vms: tuple[Vm, ...] | None) -> Observed:
         held = self._gpus.open()
-        return Observed(self._now(), listed, vms, None if held is None else frozenset(held), self._generation())
+        users = None if held is None else frozenset(held)
+        return Observed(self._now(), listed, vms, users, self._generation(), self._fabric.unsettled)
 
     def _waiting(self, found: Plan) -> list[str]:
         failures = tuple(self._failures.items())
@@ -221,6 +240,15 @@ class Reconciler:
         else:
             self._activate(step, budget)
 
+    def put(self, lease: Lease, what: str, actor: str) -> Lease:
+        """Commit the lease as it is from now on."""
+        self._commit(of_lease(lease, what, actor=actor))
+        return self._store.book.leases[lease.id]
+
+    def forget(self, lease: Lease, what: str, actor: str) -> None:
+        """Let nothing be left of the lease but the entry that says so."""
+        self._commit(of_lease(lease, what, actor=actor, forget=True))
+
     def _commit(self, *entries: Entry) -> None:
         for entry in self._store.commit(entries, at=self._now()):
             log.info(
@@ -231,9 +259,21 @@ class Reconciler:
         """Deactivate, after another look at who has the GPUs."""
         listed = self._fabric.known(budget.look())
         self.refuse_open(listed.get(step.partition_id).gpu_ids)
-        self._fabric.deactivate(step.partition_id, budget)
-        if not step.lease_id:
-            self._commit(Entry(Kind.PARTITION, str(step.partition_id), "deactivated", ACTOR, "no lease held it"))
+        if step.lease_id:
+            self._fabric.deactivate(step.partition_id, budget)
+        else:
+            self.deactivate_stray(step.partition_id, budget, actor=ACTOR)
+
+    def deactivate_stray(self, partition_id: int, budget: Budget, *, actor: str) -> bool:
+        """Deactivate what no lease holds, and record it; whether it was inactive before. With the turn."""
+
+        def record(what: str) -> None:
+            self._commit(Entry(Kind.PARTITION, str(partition_id), what, actor, "no lease holds it"))
+
+        record("to be deactivated")
+        already = self._fabric.deactivate(partition_id, budget)
+        record("deactivated")
+        return already
 
     def refuse_open(self, gpus: tuple[int, ...]) -> None:
         """Raise VmRunning where somebody has one of these GPUs open, or where nobody can tell."""
@@ -263,10 +303,11 @@ class Reconciler:
     def move(self, lease: Lease, error: ActivationFailed, budget: Budget) -> Lease:
         """Cordon the partition of an NVLink error, and let the lease have other GPUs.
 
-        Raises `error` where it is another one, and NoCapacity where there are none. With the turn.
+        Raises `error` where it is another one, or where an earlier call may activate that partition yet, and NoCapacity
+        where there are no other GPUs. With the turn.
         """
         cordon = self.cordoned(error)
-        if not cordon or error.partition_id is None:
+        if not cordon or error.partition_id is None or error.partition_id in self._fabric.unsettled:
             raise error
         self._commit(*cordon)
         moved = self._chooser.instead(lease, error.partition_id, budget)

@@ -7,8 +7,8 @@ is not known is no reason to act: without Fabric Manager's list, or without libv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -64,7 +64,8 @@ class Observed:
 
     `listed` is None where Fabric Manager does not answer, `vms` where libvirt does not, and `open` where it cannot be
     told whose VFIO groups are open; it has the physical ids of those that are. No call is under way: a lease that is
-    not ACTIVE yet has nobody who works on it.
+    not ACTIVE yet has nobody who works on it. `unsettled` tells of a partition until when a call that was given up may
+    take effect.
     """
 
     now: float
@@ -72,6 +73,7 @@ class Observed:
     vms: tuple[Vm, ...] | None = None
     open: frozenset[int] | None = None
     generation: int = 0
+    unsettled: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,38 @@ def _write(lease: Lease, what: str, detail: str = "", **changes: Any) -> Write:
 
 def _complete(lease: Lease, seen: Observed) -> Iterator[Step | str]:
     """Bring a lease that nobody waits for to ACTIVE."""
-    if lease.state is LeaseState.PENDING:
-        yield _write(lease, "activating", state=LeaseState.ACTIVATING)
-    elif seen.listed is None:
+    if seen.listed is None:
         return
-    elif odd := _table_changed(lease, seen.listed):
+    if odd := _table_changed(lease, seen.listed):
         yield _write(lease, "given up", odd, state=LeaseState.RELEASING, ending=Ending.FAILED, reason=odd)
+    elif lease.state is LeaseState.PENDING:
+        yield _begin(lease, seen.listed, seen.now)
     elif not _all_active(lease, seen.listed):
         yield from _activate(lease, seen.listed)
     else:
-        yield _write(lease, "active", state=LeaseState.ACTIVE, generation=seen.generation)
+        yield _write(lease, "active", state=LeaseState.ACTIVE, **_activated(lease, seen))
+
+
+def _begin(lease: Lease, listed: PartitionList, now: float) -> Write:
+    """What is active before Fabric Manager was asked is somebody's: not to be taken, nor ended with the lease."""
+    taken = [partition.id for partition in _partitions(lease, listed) if partition.active]
+    if not taken:
+        return _write(lease, "activating", state=LeaseState.ACTIVATING)
+    why = f"partition {_ids(taken)} is active for somebody whom fmctl does not know"
+    return _write(lease, "failed", why, state=LeaseState.FAILED, reason=why, ended=now)
+
+
+def _activated(lease: Lease, seen: Observed) -> dict[str, Any]:
+    """What is noted of a lease once its partitions are active: under which fabric only after its VM was looked for."""
+    noted = {"unsettled_until": _settles(lease, seen)}
+    if lease.state is LeaseState.ACTIVE and seen.vms is None:
+        return noted
+    return noted | {"generation": seen.generation}
+
+
+def _settles(lease: Lease, seen: Observed) -> float:
+    """From when on no call about its partitions that was given up can take effect."""
+    return max((lease.unsettled_until, *(seen.unsettled.get(partition, 0.0) for partition in lease.partitions)))
 
 
 def _activate(lease: Lease, listed: PartitionList) -> Iterator[Step | str]:
@@ -189,9 +213,9 @@ def _keep(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
                 yield from _activate(lease, seen.listed)
             else:
                 yield _write(lease, "interrupted", INTERRUPTED, reason=INTERRUPTED)
-            return
-        if lease.reason:
-            yield _write(lease, "active again", reason="", generation=seen.generation)
+        elif lease.reason or (lease.generation < seen.generation and seen.vms is not None):
+            yield from _follow_vm(lease, seen, rules)
+            yield _write(lease, "active again", reason="", **_activated(lease, seen))
             return
     yield from _follow_vm(lease, seen, rules)
 
@@ -201,7 +225,7 @@ def _follow_vm(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | st
         return
     vm = vm_of(lease, seen.vms)
     if vm is not None:
-        yield from _vm_runs(lease, vm, seen)
+        yield from _vm_runs(lease, vm)
     elif seen.open is None or not seen.open.isdisjoint(lease.held):
         return
     elif lease.vm_seen:
@@ -211,7 +235,8 @@ def _follow_vm(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | st
         yield _write(lease, "expired", why, state=LeaseState.RELEASING, reason=why)
 
 
-def _vm_runs(lease: Lease, vm: Vm, seen: Observed) -> Iterator[Step]:
+def _vm_runs(lease: Lease, vm: Vm) -> Iterator[Step]:
+    """Of a VM that runs before its partitions are active in a new fabric, the fabric is the one before."""
     if lease.vm_instance != vm.instance:
         what = "its VM started again" if lease.vm_seen else "its VM started"
         yield _write(
@@ -220,7 +245,7 @@ def _vm_runs(lease: Lease, vm: Vm, seen: Observed) -> Iterator[Step]:
             vm.name,
             vm_seen=True,
             vm_instance=vm.instance,
-            vm_generation=seen.generation,
+            vm_generation=lease.generation,
             vm_gone=None,
         )
     elif lease.vm_gone is not None:
@@ -251,7 +276,7 @@ def _release(lease: Lease, seen: Observed) -> Iterator[Step | str]:
     elif active:
         for partition in active:
             yield Deactivate(lease.id, partition.id)
-    elif seen.now < lease.unsettled_until:
+    elif seen.now < _settles(lease, seen):
         yield f"lease {lease.id}: a call to Fabric Manager that was given up may take effect yet"
     else:
         yield _ended(lease, seen.now)
@@ -318,6 +343,16 @@ def to_set(book: Book, seen: PartitionList | None) -> tuple[int, ...]:
             for partition in lease.partitions
             if lease.state is LeaseState.ACTIVE or (lease.state in ends and (active is None or partition in active))
         )
+    )
+
+
+def unfinished(book: Book) -> tuple[int, ...]:
+    """The partitions about which Fabric Manager may have been asked when the process died that wrote this book."""
+    return tuple(
+        partition
+        for lease in book.leases.values()
+        if lease.state in (LeaseState.ACTIVATING, LeaseState.RELEASING) or lease.reason == INTERRUPTED
+        for partition in lease.partitions
     )
 
 

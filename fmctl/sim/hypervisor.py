@@ -14,7 +14,7 @@ from dataclasses import replace
 from fmctl.core.domain import Domain, DomainState, refusal, unreadable
 from fmctl.core.errors import FmctlError, HypervisorUnreachable, OutcomeUnknown
 from fmctl.core.pci import Bdf
-from fmctl.sim.qemu import NO_HARDWARE, Guest, Hardware, Process
+from fmctl.sim.qemu import NO_HARDWARE, Guest, Hardware, IdleProcess, Process
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class SimulatedHypervisor:
     def add_tenant(self, name: str, bdfs: Sequence[Bdf] = ()) -> Domain:
         """Start a domain that is none of ours, with these hostdevs; raises DomainRefused."""
         uuid = str(uuids.uuid5(uuids.NAMESPACE_OID, name))
-        return self._start(Domain(uuid, name, DomainState.RUNNING, tuple(sorted(bdfs))), nullcontext)
+        return self._start(Domain(uuid, name, DomainState.RUNNING, tuple(sorted(bdfs))), None)
 
     def kill(self, uuid: str) -> None:
         """Let a domain's process be gone, as after kill -9."""
@@ -145,14 +145,17 @@ class SimulatedHypervisor:
         if silent:
             raise _silence(change, timeout)
 
-    def _start(self, domain: Domain, guest: Guest) -> Domain:
+    def _start(self, domain: Domain, guest: Guest | None) -> Domain:
         with self._state:
             message = self._refusal or _conflict(domain, [process.domain for process in self._processes.values()])
             if message:
                 raise refusal(domain.name, message)
             self._starts += 1
             domain = replace(domain, instance=self._starts)
-            process = Process(domain, guest, self._hardware, self._noted)
+            if guest is None:
+                process: Process = IdleProcess(domain, self._hardware, self._noted)
+            else:
+                process = Process(domain, guest, self._hardware, self._noted)
             self._processes[domain.uuid] = process
         try:
             process.start()

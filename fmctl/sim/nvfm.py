@@ -35,6 +35,16 @@ class MemoryNvfm:
         self._clock = clock
         self._lock = threading.Lock()
 
+    @property
+    def fabric(self) -> Fabric | None:
+        """The one that runs, for who wants to look without a call."""
+        return self._fabric
+
+    def fail(self, faults: Faults) -> None:
+        """Let calls have these faults, counted from now on, and no others."""
+        with self._lock:
+            self._plan = FaultPlan(faults)
+
     def replace(self, fabric: Fabric | None) -> None:
         """Let this Fabric Manager run from now on, or none."""
         with self._lock:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pretended QEMU process: a thread that has hostdevs open and a guest in it. `sim.hypervisor` starts and ends it."""
+"""A pretended QEMU process: a thread that has hostdevs open and a guest in it. `sim.hypervisor` starts and ends it.
+
+One in which no guest does anything is no thread, so that tests with many of them wait for nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
@@ -91,3 +94,33 @@ class Process:
         """Run the guest until there is an order, and tell it."""
         with self._guest(self.domain):
             return self._orders.get()
+
+
+class IdleProcess(Process):
+    """A process whose guest does nothing, so that each order is carried out at once, by who gives it."""
+
+    def __init__(self, domain: Domain, hardware: Hardware, noted: Callable[[Process], None]) -> None:
+        super().__init__(domain, nullcontext, hardware, noted)
+
+    def start(self) -> None:
+        """Open the hostdevs; raises FmctlError."""
+        try:
+            self._hardware.opened(self.domain.hostdevs)
+        except FmctlError:
+            self.ended = True
+            raise
+
+    def end(self) -> None:
+        """End now."""
+        if not self.ended:
+            self.ended = True
+            self._hardware.closed(self.domain.hostdevs)
+            self._noted(self)
+
+    def reboot(self) -> None:
+        """Boot again, of which nobody sees more than that it happened."""
+        self._noted(self)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended."""
+        return self.ended

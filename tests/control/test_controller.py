@@ -27,7 +27,7 @@ from fmctl.core.errors import (
 )
 from fmctl.core.fmcode import FmCode, Operation
 from fmctl.core.partition import PartitionList
-from fmctl.core.plan import Mode, Rules
+from fmctl.core.plan import LATE, Mode, Rules
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
 from fmctl.sim.fmservice import Unmanaged
@@ -284,6 +284,7 @@ def test_no_code_of_a_deactivation_is_taken_for_the_outcome(board: str, code: Fm
         there.deactivate(PAIR)
     assert refusal.value.fm_code == code
     assert (there.active, there.owners) == ({PAIR}, {PAIR: "a"})
+    there.now += LATE
     assert not there.deactivate(PAIR)
 
 

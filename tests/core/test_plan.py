@@ -91,6 +91,37 @@ def test_a_call_that_was_given_up_is_waited_for_before_its_gpus_are_free() -> No
     assert planned(lease, seen(now=1001.0)).steps != ()
 
 
+def test_a_call_that_was_given_up_is_waited_for_though_no_lease_tells_of_it() -> None:
+    lease = replace(LEASE, state=LeaseState.RELEASING)
+    assert planned(lease, seen(unsettled={3: 1001.0})).steps == ()
+    assert planned(lease, seen(unsettled={4: 1001.0})).steps != ()
+    assert planned(lease, seen(now=1001.0, unsettled={3: 1001.0})).steps != ()
+
+
+def test_a_lease_that_is_active_remembers_a_call_that_was_given_up() -> None:
+    activating = replace(LEASE, state=LeaseState.ACTIVATING, unattended=True)
+    interrupted = replace(LEASE, reason=INTERRUPTED)
+    for lease in (activating, interrupted):
+        assert written(planned(lease, seen(3, unsettled={3: 1001.0}))).unsettled_until == 1001.0
+
+
+def test_what_a_dead_daemon_may_have_asked_about_is_what_was_begun_and_not_ended() -> None:
+    def unfinished(**changes: Any) -> tuple[int, ...]:
+        return plan.unfinished(Book(leases={"a": replace(LEASE, **changes)}))
+
+    for state in (LeaseState.ACTIVATING, LeaseState.RELEASING):
+        assert unfinished(state=state) == (3,)
+    assert unfinished(reason=INTERRUPTED) == (3,)
+    assert unfinished() == unfinished(state=LeaseState.PENDING) == ()
+
+
+def test_what_was_active_before_anyone_asked_for_it_is_not_taken() -> None:
+    pending = replace(LEASE, state=LeaseState.PENDING, unattended=True)
+    failed = written(planned(pending, seen(3)))
+    assert (failed.state, failed.ended) == (LeaseState.FAILED, 1000.0)
+    assert "somebody whom fmctl does not know" in failed.reason
+
+
 def test_a_lease_that_nobody_waits_for_is_brought_to_active() -> None:
     pending = replace(LEASE, state=LeaseState.PENDING, unattended=True)
     assert written(planned(pending, seen())).state is LeaseState.ACTIVATING
@@ -170,11 +201,44 @@ def test_its_vm_is_followed_by_uuid_or_by_its_gpus() -> None:
 
 
 def test_only_another_start_of_its_vm_ends_an_interruption() -> None:
-    lease = replace(LEASE, vm_seen=True, vm_instance=5, vm_generation=1)
+    lease = replace(LEASE, vm_seen=True, vm_instance=5, vm_generation=1, generation=2)
     assert lease.interrupted(2)
     assert planned(lease, seen(3, vms=(VM,), open=VM.gpus, generation=2)) == Plan()
     restarted = written(planned(lease, seen(3, vms=(replace(VM, instance=6),), open=VM.gpus, generation=2)))
     assert not restarted.interrupted(2)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [seen(vms=(VM,), open=VM.gpus, generation=2), replace(seen(generation=2), listed=None, vms=(VM,), open=VM.gpus)],
+    ids=["inactive", "not listed"],
+)
+def test_a_vm_that_is_there_before_its_partition_is_active_started_before_the_fabric_did(look: Observed) -> None:
+    interrupted = replace(LEASE, reason=INTERRUPTED)
+    steps = [step for step in planned(interrupted, look).steps if isinstance(step, Write)]
+    (lease,) = [entry.lease for step in steps for entry in step.entries]
+    assert lease and lease.vm_generation == 1
+    assert lease.interrupted(2)
+
+
+def test_a_vm_is_looked_for_before_its_partition_counts_as_active_in_another_fabric() -> None:
+    look = seen(3, vms=(VM,), open=VM.gpus, generation=2)
+    followed, again = planned(LEASE, look).steps
+    assert isinstance(followed, Write) and isinstance(again, Write)
+    lease = followed.entries[0].lease
+    assert lease and (lease.vm_generation, lease.generation) == (1, 1)
+    lease = written(planned(lease, look))
+    assert (lease.vm_generation, lease.generation) == (1, 2)
+    assert planned(lease, look) == Plan()
+    assert planned(LEASE, replace(look, vms=None)) == Plan()
+    interrupted = replace(LEASE, reason=INTERRUPTED)
+    assert written(planned(interrupted, replace(look, vms=None))).generation == 1
+
+
+def test_a_vm_is_followed_and_a_lease_expires_while_fabric_manager_does_not_answer() -> None:
+    away = replace(seen(), listed=None, vms=(VM,), open=VM.gpus)
+    assert written(planned(LEASE, away)).vm_seen
+    assert written(planned(replace(LEASE, expires=1.0), replace(seen(), listed=None))).state is LeaseState.RELEASING
 
 
 @pytest.mark.parametrize("gpus", [(1,), (1, 3)])
