@@ -256,7 +256,7 @@ def _in_words(state: FabricState, service_vm: ServiceVmStatus | None) -> str:
 def _store(folder: Path) -> FileStore | ClosedStore:
     """The store of leases, or what stands in for one that cannot be opened: then this host is only observed."""
     try:
-        return FileStore(folder / "leases.db", journal=folder / "audit.jsonl")
+        return FileStore(folder / local.STORE, journal=folder / local.JOURNAL)
     except StoreUnusable as error:
         log.error("%s; nothing is changed on this host", error)
         return ClosedStore(error, time.time())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fmctl import files, platforms, process, templates
 from fmctl.control import discovery, isolation
 from fmctl.control.vfio import Vfio
 from fmctl.core import domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
+from fmctl.core.book import Entry
 from fmctl.core.capacity import Capacity
 from fmctl.core.domain_xml import Rendered
 from fmctl.core.finding import Finding
@@ -32,7 +34,7 @@ from fmctl.core.signature import Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
-from fmctl.host import capacity, keyfiles
+from fmctl.host import capacity, keyfiles, rebuild, storefile
 from fmctl.host.hostfiles import HostFiles
 from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
@@ -45,6 +47,8 @@ from fmctl.process import CommandFailed
 if TYPE_CHECKING:
     from fmctl.sim.host import SimulatedHost
 
+STORE, JOURNAL = "leases.db", "audit.jsonl"
+"""The store of leases in the state folder, and its audit journal."""
 SIMULATED_KERNEL = AbsolutePath.parse("/boot/simulated-service-vm")
 """What a pretended Service VM boots, where the settings name no kernel."""
 _QEMU_TIMEOUT = 10.0
@@ -162,6 +166,22 @@ def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:
 def image_store(settings: DaemonSettings, keys: Sequence[Path] = ()) -> FolderImages:
     """The Service VM's images on this host, which the settings' keys vouch for, or `keys` instead."""
     return FolderImages(Path(settings.image_dir.path), _trust(settings, keys))
+
+
+def backup_store(settings: DaemonSettings, target: Path) -> None:
+    """Copy the store of leases into a new file; raises FmctlError."""
+    storefile.backup(Path(settings.state_dir.path) / STORE, target)
+
+
+def rebuild_store(settings: DaemonSettings, *, dry_run: bool) -> tuple[Path | None, tuple[Entry, ...]]:
+    """Make the store of leases anew from its journal: where the old one is now, and what the new one begins with.
+
+    Raises FmctlError.
+    """
+    folder = Path(settings.state_dir.path)
+    if dry_run:
+        return None, rebuild.planned(folder / JOURNAL, time.time())
+    return rebuild.rebuild(folder / STORE, folder / JOURNAL, time.time())
 
 
 def read_image(folder: Path) -> Image:

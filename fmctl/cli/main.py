@@ -30,6 +30,8 @@ _COMMANDS = {
     "daemon": "fmctl.cli.serve:daemon",
     "agent": "fmctl.cli.serve:agent",
     "config": "fmctl.cli.config:config",
+    "adopt": "fmctl.cli.reconcile:adopt",
+    "store": "fmctl.cli.store:store",
     "inventory": "fmctl.cli.inventory:inventory",
     "host": "fmctl.cli.host:host",
     "platform": "fmctl.cli.platform:platform",

@@ -251,9 +251,8 @@ class Reconciler:
 
     def _commit(self, *entries: Entry) -> None:
         for entry in self._store.commit(entries, at=self._now()):
-            log.info(
-                "%s %s: %s%s", entry.kind.value, entry.subject, entry.what, f" ({entry.detail})" * bool(entry.detail)
-            )
+            about = f"{entry.kind.value} {entry.subject}".strip()
+            log.info("%s: %s%s", about, entry.what, f" ({entry.detail})" if entry.detail else "")
 
     def _deactivate(self, step: Deactivate, budget: Budget) -> None:
         """Deactivate, after another look at who has the GPUs."""

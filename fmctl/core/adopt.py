@@ -19,6 +19,20 @@ from fmctl.core.plan import Vm
 
 
 @dataclass(frozen=True)
+class Owners:
+    """Whose VMs are whose, by UUID or name; written `tenant-1: acme`, a line for each VM."""
+
+    by_vm: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, value: object) -> Owners:
+        """Read a mapping of VMs to owners; raises ValueError."""
+        if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+            raise ValueError("a line such as tenant-1: acme is wanted for each VM")
+        return cls(value)
+
+
+@dataclass(frozen=True)
 class Adoption:
     """The entries to commit, in words what each makes, and what is left, with the reason."""
 

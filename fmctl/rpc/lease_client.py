@@ -128,6 +128,12 @@ class LeaseClient(Client):
         request = messages.AcceptReconciliationRequest(actor=actor)
         self.call(self._stub.AcceptReconciliation, request, timeout, changes=True)
 
+    def adopt(self, owners: Mapping[str, str], *, dry_run: bool, timeout: float) -> tuple[list[str], list[str]]:
+        """Make leases of what was there before, in words: which, and what is left."""
+        request = messages.AdoptRequest(owners=owners, dry_run=dry_run)
+        answer = self.call(self._stub.Adopt, request, timeout, changes=not dry_run)
+        return list(answer.made), list(answer.left)
+
 
 class WatchCall:
     """A watch under way: events, and now and then a revision alone. Keepalive watches its connection."""

@@ -157,6 +157,13 @@ class LeaseServicer(LeaseServiceServicer):
         self._controller.accept(actor=convert_lease.who(request.actor))
         return messages.AcceptReconciliationResponse(simulated=self._simulated)
 
+    def Adopt(self, request: messages.AdoptRequest, context: grpc.ServicerContext) -> messages.AdoptResponse:
+        """Make leases of what was there before."""
+        found = self._controller.reconciler.adopt(
+            dict(request.owners), dry_run=request.dry_run, timeout=time_left(context)
+        )
+        return messages.AdoptResponse(made=found.made, left=found.left, simulated=self._simulated)
+
     @property
     def _simulated(self) -> bool:
         return self._controller.simulated

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +21,19 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from fmctl.core.address import Address
+from fmctl.core.request import Request
 from fmctl.rpc.client import ControllerClient
+from fmctl.rpc.lease_client import LeaseClient
+from tests.bench import allocation
 from tests.support import Program, children, eventually, health, run
 
-LIMITS = {"cli_list": 1.3, "rpc_list": 2.0, "rpc_activate": 2.0, "daemon_rss": 1.05, "agent_rss": 1.05}
+LIMITS = {"cli_list": 1.3, "rpc_list": 2.0, "allocate": 2.0, "allocate_p99": 3.0, "daemon_rss": 1.05, "agent_rss": 1.05}
 """The highest ratio of each; of a size, over that after a tenth of the calls."""
 SIZES = {"daemon_rss": 80.0, "agent_rss": 60.0}
 """The highest size, in MiB."""
 
 MEMORY = Path("/dev/shm")
-"""A file system in memory, such as /run is on a host; claims and sockets lie there."""
+"""A file system in memory, such as /run is on a host; sockets lie there."""
 
 ROUNDS = 1_000
 CLI_RUNS = 31
@@ -42,6 +47,8 @@ class Bench:
     daemon: Program
     address: str
     bare_address: str
+    state: Path
+    """Where the daemon's store lies, on a disk."""
 
     def pid_of(self, word: str) -> int:
         """The process below the daemon whose command line has that word."""
@@ -56,18 +63,20 @@ def programs() -> Iterator[Bench]:
     folder = Path(tempfile.mkdtemp(prefix="fmctl-bench-", dir=MEMORY if MEMORY.is_dir() else None))
     address, bare_address = f"unix:{folder}/fmctld.sock", f"unix:{folder}/bare.sock"
     bare = subprocess.Popen([sys.executable, "-m", "tests.bench.bare_server", bare_address])
-    arguments = ("daemon", "--simulate", "hgx-h100-8", "--listen", address, "--state-dir", str(folder / "board"))
+    state = Path(tempfile.mkdtemp(prefix="fmctl-bench-", dir=Path.home()))
+    arguments = ("daemon", "--simulate", "hgx-h100-8", "--listen", address, "--state-dir", str(state / "board"))
     try:
         with Program(*arguments, log=folder / "log") as daemon:
             done = run("wait", "--address", address, "--timeout", "60")
             if done.returncode:
                 sys.exit(daemon.log + done.stderr)
             eventually(lambda: Path(bare_address.removeprefix("unix:")).exists())
-            yield Bench(daemon, address, bare_address)
+            yield Bench(daemon, address, bare_address, state)
     finally:
         bare.terminate()
         bare.wait()
         shutil.rmtree(folder)
+        shutil.rmtree(state)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -99,23 +108,59 @@ def cli_list(bench: Bench) -> bool:
 
 
 def calls(bench: Bench) -> bool:
-    """List and activate at the daemon, against twice a bare health check, turn by turn."""
+    """List at the daemon, against twice a bare health check, turn by turn."""
     client = ControllerClient(Address.parse(bench.address))
-    listing, activating, checking = [], [], []
+    listing, checking = [], []
     with grpc.insecure_channel(bench.bare_address) as channel:
         check = health(channel).Check
         for _ in range(ROUNDS):
             checking.append(seconds(lambda: check(health_pb2.HealthCheckRequest(), timeout=10)))
             listing.append(seconds(lambda: client.list_partitions(timeout=10)))
-            activating.append(seconds(lambda: client.activate("bench", partition_id=3, timeout=10)))
-            client.deactivate("bench", 3, timeout=10)
     client.close()
-    reference = 2 * 1e6 * statistics.median(checking)
+    return report("rpc_list", 1e6 * statistics.median(listing), "us", 2 * 1e6 * statistics.median(checking))
+
+
+def leases(bench: Bench) -> bool:
+    """Allocate to ACTIVE, against two bare calls and two commits that are on the disk, turn by turn."""
+    client = LeaseClient(Address.parse(bench.address))
+    allocating, reference = [], []
+    with grpc.insecure_channel(bench.bare_address) as channel, bare_store(bench.state) as store:
+        check = health(channel).Check
+        for number in range(ROUNDS):
+            request = Request("bench", f"bench-{number}", count=2)
+            parts = [seconds(lambda: check(health_pb2.HealthCheckRequest(), timeout=10)) for _ in range(2)]
+            parts += [seconds(lambda: commit(store)) for _ in range(2)]
+            reference.append(sum(parts))
+            began = time.perf_counter()
+            lease = client.allocate(request, timeout=10).lease
+            allocating.append(time.perf_counter() - began)
+            client.release(lease.id, wait=True, timeout=10)
+    client.close()
     results = [
-        report("rpc_list", 1e6 * statistics.median(listing), "us", reference),
-        report("rpc_activate", 1e6 * statistics.median(activating), "us", reference),
+        report("allocate", 1e3 * statistics.median(allocating), "ms", 1e3 * statistics.median(reference)),
+        report("allocate_p99", 1e3 * _p99(allocating), "ms", 1e3 * _p99(reference)),
     ]
     return all(results)
+
+
+def _p99(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
+
+
+@contextmanager
+def bare_store(folder: Path) -> Iterator[sqlite3.Connection]:
+    """A store of one small row, with the daemon's durability and on its disk."""
+    with contextlib.closing(sqlite3.connect(folder / "bare.db", isolation_level=None)) as store:
+        store.execute("PRAGMA journal_mode=WAL")
+        store.execute("PRAGMA synchronous=FULL")
+        store.execute("CREATE TABLE row (id INTEGER PRIMARY KEY, text TEXT)")
+        yield store
+
+
+def commit(store: sqlite3.Connection) -> None:
+    store.execute("BEGIN IMMEDIATE")
+    store.execute("INSERT OR REPLACE INTO row VALUES (1, 'text')")
+    store.execute("COMMIT")
 
 
 def resident_mib(pid: int) -> float:
@@ -146,7 +191,8 @@ def memory(bench: Bench) -> bool:
 
 def main() -> None:
     with programs() as bench:
-        results = [memory(bench), calls(bench), cli_list(bench)]
+        results = [memory(bench), calls(bench), leases(bench), cli_list(bench)]
+    results += [allocation.report(each) for each in allocation.measure()]
     sys.exit(0 if all(results) else 1)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,12 @@ import pytest
 from fmctl.core.book import Kind, Mark, MarkKind, of_mark
 from fmctl.core.lease import LeaseState
 from fmctl.core.request import Request
+from tests.cli.conftest import Fmctl
 from tests.cli.running import Running
 from tests.rpc.leasing import TIMEOUT, Host, pair
 from tests.support import run
 
 VM = "11111111-2222-3333-4444-555555555555"
-Fmctl = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def host(folder: Path) -> Iterator[Host]:
-    host = Host(folder)
-    yield host
-    host.close()
-
-
-@pytest.fixture
-def fmctl(host: Host) -> Fmctl:
-    def fmctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return run(*arguments, env={"FMCTL_ADDRESS": str(host.address)})
-
-    return fmctl
 
 
 def made(host: Host, request: Request) -> str:

@@ -109,6 +109,11 @@ class LeaseServiceStub(object):
                 request_serializer=fmctl_dot_v1_dot_lease__pb2.AcceptReconciliationRequest.SerializeToString,
                 response_deserializer=fmctl_dot_v1_dot_lease__pb2.AcceptReconciliationResponse.FromString,
                 _registered_method=True)
+        self.Adopt = channel.unary_unary(
+                '/fmctl.v1.LeaseService/Adopt',
+                request_serializer=fmctl_dot_v1_dot_lease__pb2.AdoptRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_lease__pb2.AdoptResponse.FromString,
+                _registered_method=True)
 
 
 class LeaseServiceServicer(object):
@@ -217,6 +222,14 @@ class LeaseServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Adopt(self, request, context):
+        """Makes leases of active partitions that no lease holds, each by the one running VM that has exactly its GPUs. Nothing
+        is activated, reset, rebound or restarted; also on a host that is only observed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LeaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -289,6 +302,11 @@ def add_LeaseServiceServicer_to_server(servicer, server):
                     servicer.AcceptReconciliation,
                     request_deserializer=fmctl_dot_v1_dot_lease__pb2.AcceptReconciliationRequest.FromString,
                     response_serializer=fmctl_dot_v1_dot_lease__pb2.AcceptReconciliationResponse.SerializeToString,
+            ),
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=fmctl_dot_v1_dot_lease__pb2.AdoptRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_lease__pb2.AdoptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -674,6 +692,33 @@ class LeaseService(object):
             '/fmctl.v1.LeaseService/AcceptReconciliation',
             fmctl_dot_v1_dot_lease__pb2.AcceptReconciliationRequest.SerializeToString,
             fmctl_dot_v1_dot_lease__pb2.AcceptReconciliationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.LeaseService/Adopt',
+            fmctl_dot_v1_dot_lease__pb2.AdoptRequest.SerializeToString,
+            fmctl_dot_v1_dot_lease__pb2.AdoptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,10 @@ class LeaseServiceStub:
     """What would be done so that leases and active partitions are the same set, and what nothing is done about."""
     AcceptReconciliation: _grpc.UnaryUnaryMultiCallable[_lease_pb2.AcceptReconciliationRequest, _lease_pb2.AcceptReconciliationResponse]
     """Ends `observe`: from now on what the plan says is done."""
+    Adopt: _grpc.UnaryUnaryMultiCallable[_lease_pb2.AdoptRequest, _lease_pb2.AdoptResponse]
+    """Makes leases of active partitions that no lease holds, each by the one running VM that has exactly its GPUs. Nothing
+    is activated, reset, rebound or restarted; also on a host that is only observed.
+    """
 
 @_typing.type_check_only
 class LeaseServiceAsyncStub(LeaseServiceStub):
@@ -107,6 +111,10 @@ class LeaseServiceAsyncStub(LeaseServiceStub):
     """What would be done so that leases and active partitions are the same set, and what nothing is done about."""
     AcceptReconciliation: _aio.UnaryUnaryMultiCallable[_lease_pb2.AcceptReconciliationRequest, _lease_pb2.AcceptReconciliationResponse]  # type: ignore[assignment]
     """Ends `observe`: from now on what the plan says is done."""
+    Adopt: _aio.UnaryUnaryMultiCallable[_lease_pb2.AdoptRequest, _lease_pb2.AdoptResponse]  # type: ignore[assignment]
+    """Makes leases of active partitions that no lease holds, each by the one running VM that has exactly its GPUs. Nothing
+    is activated, reset, rebound or restarted; also on a host that is only observed.
+    """
 
 class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """Leases: GPU groupings for a scheduler. Every answer says whether the board is simulated.
@@ -228,5 +236,15 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lease_pb2.AcceptReconciliationResponse, _abc.Awaitable[_lease_pb2.AcceptReconciliationResponse]]:
         """Ends `observe`: from now on what the plan says is done."""
+
+    @_abc_1.abstractmethod
+    def Adopt(
+        self,
+        request: _lease_pb2.AdoptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lease_pb2.AdoptResponse, _abc.Awaitable[_lease_pb2.AdoptResponse]]:
+        """Makes leases of active partitions that no lease holds, each by the one running VM that has exactly its GPUs. Nothing
+        is activated, reset, rebound or restarted; also on a host that is only observed.
+        """
 
 def add_LeaseServiceServicer_to_server(servicer: LeaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
