@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the store write: leases, and one of each kind of value with no field at its default."""
+"""What tests of the store write, among it one of each kind of value with no field at its default."""
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from dataclasses import replace
 
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_lease
 from fmctl.core.lease import Ending, Lease, LeaseState
+from fmctl.core.ports import Store
 
 T0 = 1_700_000_000.25
 """A time that is a whole number of microseconds."""
+BIG = "x" * 2000
 
 FULL_LEASE = Lease(
     id="6d0f8a86-0000-4000-8000-000000000001",
@@ -67,3 +72,18 @@ def made(name: str, state: LeaseState = LeaseState.ACTIVE, *, owner: str = "a", 
 def note(what: str) -> Entry:
     """An entry that only tells."""
     return Entry(Kind.HOST, "", what)
+
+
+def all_entries(store: Store) -> tuple[Entry, ...]:
+    return store.entries(0, limit=1 << 30)
+
+
+@contextlib.contextmanager
+def longest_file(size: int) -> Iterator[None]:
+    """Let every write behind that many bytes of a file fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

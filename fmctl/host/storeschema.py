@@ -99,19 +99,17 @@ def probe(connection: sqlite3.Connection) -> None:
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
-    """Bring a file forward, each version in a transaction of its own; raises sqlite3.Error, and what a step raises."""
+    """Bring a file forward, each version in a transaction of its own.
+
+    Raises sqlite3.Error, and what a step raises; closing the connection then undoes that step.
+    """
     for step in range(version(connection), len(migrations)):
         connection.execute("BEGIN IMMEDIATE")
-        try:
-            migrations[step](connection)
-            storerows.put_meta(connection, storerows.WRITER, fmctl.__version__)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {step + 1}")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        migrations[step](connection)
+        storerows.put_meta(connection, storerows.WRITER, fmctl.__version__)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {step + 1}")
+        connection.execute("COMMIT")
 
 
 def missing(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fmctl.core.book import Book, Entry, Kind, Mark, MarkKind, of_lease, of_mark, of_unmark
@@ -220,6 +220,7 @@ def test_a_request_id_stands_for_one_lease_of_its_owner(side: Side) -> None:
             store.commit([made("3"), note("x"), made("4", owner="a", request="r"), made("5")], at=T0)
         assert everything(store) == before
         assert store.entries(3, limit=9) == ()
+        assert [store.by_request(owner, "r") for owner in "abc"] == [store.lease("1"), store.lease("2"), None]
 
 
 def test_an_update_may_not_take_the_request_id_of_another_lease(store: Store) -> None:
@@ -291,6 +292,8 @@ def test_entries_that_were_compacted_are_refused_and_the_others_told(side: Side)
 
 def test_the_last_entry_is_never_compacted(side: Side) -> None:
     side.store.compact(leases_before=T0, entries_before=T0)
+    with pytest.raises(Compacted):
+        side.reopen().entries(-1, limit=9)
     assert side.store.entries(0, limit=9) == ()
     side.store.commit([note("1"), note("2")], at=T0)
     side.store.compact(leases_before=T0 + 9, entries_before=T0 + 9)
@@ -380,7 +383,7 @@ def answer(call: Call, store: Store) -> object:
         return type(error), error.metadata()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(CALL, st.none()), max_size=12))
 def test_both_sides_answer_the_same(calls: list[Call | None]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fmctl.core import bookdoc
@@ -14,6 +14,7 @@ from fmctl.core.bookdoc import UnreadableDocument
 from fmctl.core.lease import Lease, LeaseState
 from tests.stores import FULL_ENTRY, FULL_LEASE, T0, note
 
+on_a_busy_machine = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 LEASES = st.builds(
     Lease,
@@ -32,16 +33,19 @@ MICROSECONDS = st.integers(0, 2**52).map(lambda n: n / 1_000_000)
 ENTRIES = st.builds(Entry, lease=st.none() | LEASES, mark=st.none() | MARKS, time=MICROSECONDS)
 
 
+@on_a_busy_machine
 @given(LEASES)
 def test_a_lease_comes_back_as_it_was(lease: Lease) -> None:
     assert bookdoc.read_lease(bookdoc.parsed(bookdoc.text(bookdoc.lease_document(lease)))) == lease
 
 
+@on_a_busy_machine
 @given(MARKS)
 def test_a_mark_comes_back_as_it_was(mark: Mark) -> None:
     assert bookdoc.read_mark(bookdoc.parsed(bookdoc.text(bookdoc.mark_document(mark)))) == mark
 
 
+@on_a_busy_machine
 @given(ENTRIES)
 def test_an_entry_comes_back_as_it_was(entry: Entry) -> None:
     text = bookdoc.text(bookdoc.entry_document(entry))
@@ -124,6 +128,7 @@ def test_an_entry_that_only_tells_has_nothing_else() -> None:
     }
 
 
+@on_a_busy_machine
 @given(MICROSECONDS)
 def test_a_time_is_as_rfc_3339_has_it(at: float) -> None:
     text = bookdoc.rfc3339(at)

@@ -117,3 +117,6 @@ def test_lines_longer_than_the_limit_are_written_still(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         journal.append(journal.lines([entry(number)]))
     assert revisions(path) == [2, 3]
+    path.write_text("")
+    journal.append(journal.lines([entry(3)]))
+    assert revisions(path) == [2, 3]

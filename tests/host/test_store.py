@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import random
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -28,11 +25,10 @@ from fmctl.host.journal import read_journal
 from fmctl.host.store import FileStore
 from fmctl.process import Child
 from tests.sim.compiler import compile_c
-from tests.stores import T0, made, note
+from tests.stores import BIG, T0, all_entries, longest_file, made, note
 from tests.support import eventually
 
 ROUNDS = 20
-BIG = "x" * 2000
 
 COMMITTER = """
 import os, sys
@@ -75,10 +71,6 @@ def acknowledged(folder: Path) -> int:
     return int(file.read_text().split("\n")[-2]) if file.exists() and file.stat().st_size else 0
 
 
-def all_entries(store: FileStore) -> tuple[Entry, ...]:
-    return store.entries(0, limit=1 << 30)
-
-
 def test_what_was_acknowledged_survives_sigkill_and_nothing_is_torn(folder: Path) -> None:
     rng = random.Random(7)  # noqa: S311
     last = 0
@@ -116,7 +108,7 @@ import os, signal, sys
 from pathlib import Path
 from fmctl.core.errors import StoreUnusable
 from fmctl.host.store import FileStore
-from tests.stores import T0, made, note
+from tests.stores import BIG, T0, all_entries, longest_file, made, note
 
 folder = Path(sys.argv[1])
 store = FileStore(folder / "leases.db")
@@ -255,17 +247,6 @@ def small_disk(folder: Path, kibibytes: int = 1024) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["/usr/bin/umount", "--lazy", folder], check=True)
-
-
-@contextlib.contextmanager
-def longest_file(size: int) -> Iterator[None]:
-    """Let every write behind that many bytes of a file fail."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def commit_until_it_fails(store: FileStore) -> StoreUnusable:
@@ -462,107 +443,8 @@ def test_a_row_that_is_damaged_while_the_store_is_open_is_never_believed(tmp_pat
                 call()
             assert "fmctl store rebuild --from-host" in refusal.value.fix
         assert len(store.entries(0, limit=1)) == 1
-
-
-def journal_lines(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_a_store_works_while_its_journal_cannot_be_written_and_catches_up(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "fmctl")
-    folder, path = tmp_path / "log", tmp_path / "log" / "audit.jsonl"
-    with FileStore(tmp_path / "leases.db", journal=path) as store:
-        store.commit([note("1")], at=T0)
-        folder.rename(tmp_path / "moved")
-        folder.write_text("no folder")
-        store.commit([note("2")], at=T0)
-        store.commit([note("3")], at=T0)
-        assert store.book.revision == 3
-        store.compact(leases_before=T0 + 1, entries_before=T0 + 1)
-        assert len(all_entries(store)) == 3
-        (warned,) = (record.getMessage() for record in caplog.records)
-        assert f"{path} cannot be written" in warned
-        folder.unlink()
-        (tmp_path / "moved").rename(folder)
-        store.commit([note("4")], at=T0)
-        assert [line["revision"] for line in journal_lines(path)] == [1, 2, 3, 4]
-        assert caplog.records[-1].getMessage() == f"{path} has every entry again"
-        store.commit([note("5")], at=T0)
-        assert [line["revision"] for line in journal_lines(path)] == [1, 2, 3, 4, 5]
-        store.compact(leases_before=T0 + 1, entries_before=T0 + 1)
-        assert [e.revision for e in store.entries(4, limit=9)] == [5]
-
-
-def test_a_journal_that_was_cut_while_the_store_is_open_is_mended(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
-    path.write_bytes(b"x" * (1 << 20) + b"\n")
-    with FileStore(tmp_path / "leases.db", journal=path) as store:
-        store.commit([note("1"), note("2")], at=T0)
-        with longest_file(path.stat().st_size + 400):
-            store.commit([note("3"), note(BIG), note("5")], at=T0)
-        assert [told.entry.revision for told in read_journal(path)] == [1, 2, 3]
-        assert not path.read_bytes().endswith(b"\n")
-        store.commit([note("6")], at=T0)
-        assert [told.entry for told in read_journal(path)] == list(all_entries(store))
-
-
-@pytest.mark.parametrize("lost", ["nothing", "end", "one line", "three lines", "all", "newline"])
-def test_what_a_crash_left_out_of_the_journal_is_added_at_open(tmp_path: Path, lost: str) -> None:
-    path = tmp_path / "audit.jsonl"
-    with FileStore(tmp_path / "leases.db", journal=path) as store:
-        for number in range(4):
-            store.commit([made(str(number), LeaseState.RELEASED), note("x")], at=T0 + number)
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    path.write_bytes(
-        {
-            "nothing": whole,
-            "end": whole[:-20],
-            "one line": b"".join(lines[:-1]),
-            "three lines": b"".join(lines[:-3]) + lines[-3][:9],
-            "all": b"",
-            "newline": whole[:-1],
-        }[lost]
-    )
-    with FileStore(tmp_path / "leases.db", journal=path) as store:
-        assert [told.entry for told in read_journal(path)] == list(all_entries(store))
-        store.commit([note("later")], at=T0)
-    journaled = list(read_journal(path))
-    assert [told.entry.revision for told in journaled] == list(range(1, 10))
-    assert {told.store_id for told in journaled} == {store.book.store_id}
-
-
-def test_a_journal_that_came_later_has_all_that_is_in_the_store(tmp_path: Path) -> None:
-    with FileStore(tmp_path / "leases.db") as store:
-        store.commit([note("old")], at=T0)
-        store.commit([note(str(number)) for number in range(2200)], at=T0 + 1)
-        store.compact(leases_before=0, entries_before=T0 + 1)
-    with FileStore(tmp_path / "leases.db", journal=tmp_path / "audit.jsonl"):
-        assert [line["revision"] for line in journal_lines(tmp_path / "audit.jsonl")] == list(range(2, 2202))
-
-
-def test_a_store_that_lost_acknowledged_commits_is_refused(tmp_path: Path) -> None:
-    path, journal = tmp_path / "leases.db", tmp_path / "audit.jsonl"
-    with FileStore(path, journal=journal) as store:
-        store.commit([made("1")], at=T0)
-        store.backup(tmp_path / "copy.db")
-        store.commit([made("2")], at=T0)
-    (tmp_path / "copy.db").replace(path)
-    with pytest.raises(StoreUnusable) as refusal:
-        FileStore(path, journal=journal)
-    assert str(refusal.value) == f"{path} is older than its journal: it ends at revision 1, and {journal} tells of 2"
-    assert "fmctl store rebuild" in refusal.value.fix
-    with FileStore(path) as store:
-        assert store.book.revision == 1
-
-
-def test_another_store_s_journal_is_gone_on_with(tmp_path: Path) -> None:
-    journal = tmp_path / "audit.jsonl"
-    wanted = []
-    for name, count in (("one", 3), ("other", 2)):
-        with FileStore(tmp_path / name, journal=journal) as store:
-            store.commit([note(name)] * count, at=T0)
-        wanted += [(store.book.store_id, revision, name) for revision in range(1, count + 1)]
-    assert [(told.store_id, told.entry.revision, told.entry.what) for told in read_journal(journal)] == wanted
+        with contextlib.closing(sqlite3.connect(path)) as other, other:
+            other.execute("DROP TABLE marks")
+        with pytest.raises(StoreUnusable, match="no such table") as refusal:
+            store.commit([of_mark(Kind.GPU, "5", Mark(MarkKind.CLEANING, "", T0))], at=T0)
+        assert "fmctl store rebuild --from-host" in refusal.value.fix

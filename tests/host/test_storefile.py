@@ -227,6 +227,13 @@ def test_a_store_that_somebody_took_the_log_from_has_one_again(path: Path) -> No
         assert path.with_name("leases.db-wal").stat().st_size
 
 
+def test_opening_writes_nothing(path: Path) -> None:
+    before = path.read_bytes()
+    with FileStore(path):
+        assert path.with_name("leases.db-wal").stat().st_size == 0
+    assert path.read_bytes() == before
+
+
 def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "leases.db").mkdir()
     with pytest.raises(StoreUnusable, match="leases\\.db cannot be read") as refusal:
