@@ -72,5 +72,5 @@ def _text(plan: Reconciliation, *, accepted: bool) -> str:
     if accepted:
         lines.append("from now on what is to do is done")
     elif plan.observed:
-        lines.append(f"nothing is done until `fmctl reconcile --accept`: {plan.observed}")
+        lines.append(f"nothing is done before `fmctl reconcile --accept`: {plan.observed}")
     return "".join(f"{line}\n" for line in lines)

@@ -32,9 +32,9 @@ LISTED = "listed"
 def watch(connection: Connection, since: int | None, store_id: str | None, style: str) -> None:
     """Print every change, a line each.
 
-    It tells of leases, partitions, GPUs and the host. Each lease comes first as it is, unless --since and --store-
-    id say where to go on, and again where changes were
-    missed. A daemon that is away is waited for, --timeout at most. Standard error tells of both.
+    Of leases, partitions, GPUs and the host. Each lease comes first as it is, unless --since and --store-id say where
+    to go on, and again where changes were missed. A daemon that is away is waited for, --timeout at most. Standard
+    error tells of both.
     """
     if (since is None) != (store_id is None):
         raise click.UsageError("--since and --store-id go together.")

@@ -118,6 +118,7 @@ class FabricController:
             service_vm=self._gate.status,
             platform=self._board,
             refuse_new_work=self.admission.refuse_new_work,
+            observed=lambda: self.reconciler.observed,
         )
 
     @property
@@ -198,7 +199,13 @@ class FabricController:
         self._unmark(MarkKind.CORDONED, actor)
 
     def accept(self, *, actor: str) -> None:
-        """End `observe`: from now on what is planned is done."""
+        """End `observe`: from now on what is planned is done. Raises PolicyDenied where a setting says otherwise."""
+        if self.reconciler.must_observe:
+            raise PolicyDenied(
+                "this host stays only observed",
+                why=self.reconciler.observed,
+                fix="set mode: manage, and restart fmctld",
+            )
         self._unmark(MarkKind.OBSERVED, actor)
 
     def _unmark(self, kind: MarkKind, actor: str) -> None:

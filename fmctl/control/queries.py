@@ -51,8 +51,9 @@ class Queries:
         service_vm: Callable[[], ServiceVmStatus] = ServiceVmStatus,
         platform: Callable[[], Platform | None] = lambda: None,
         refuse_new_work: Callable[[], None] = lambda: None,
+        observed: Callable[[], str] = lambda: "",
     ) -> None:
-        """`refuse_new_work` raises where the host takes none."""
+        """`refuse_new_work` raises where the host takes none, and `observed` tells why nothing is changed on it."""
         self._store = store
         self._fabric = fabric
         self._chooser = chooser
@@ -62,6 +63,7 @@ class Queries:
         self._service_vm = service_vm
         self._platform = platform
         self._refuse_new_work = refuse_new_work
+        self._observed = observed
 
     def lease(self, lease_id: str) -> Lease:
         """A lease, also one that is over; raises NoSuchLease."""
@@ -92,17 +94,9 @@ class Queries:
 
     @property
     def cordon(self) -> str:
-        """Why the host takes no new work, where somebody said so."""
-        return self._marked(MarkKind.CORDONED) or self.observed
-
-    @property
-    def observed(self) -> str:
-        """Why nothing at all is changed on the host, where it is only observed."""
-        return self._marked(MarkKind.OBSERVED)
-
-    def _marked(self, kind: MarkKind) -> str:
-        mark = self._store.book.marks.get((Kind.HOST, "", kind))
-        return "" if mark is None else mark.reason or kind.value
+        """Why the host takes no new work, where somebody said so, or it is only observed."""
+        mark = self._store.book.marks.get((Kind.HOST, "", MarkKind.CORDONED))
+        return self._observed() if mark is None else mark.reason or mark.kind.value
 
     def can_allocate(self, sizes: Sequence[int], *, timeout: float) -> tuple[Partition, ...] | None:
         """Partitions that serve requests of these sizes together; None where there are none. Raises BadRequest."""

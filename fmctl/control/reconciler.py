@@ -92,9 +92,14 @@ class Reconciler:
         return bool(self.observed)
 
     @property
+    def must_observe(self) -> bool:
+        """Whether a setting lets nothing be changed, whatever a person accepts."""
+        return self._rules.mode is Mode.OBSERVE
+
+    @property
     def observed(self) -> str:
         """Why nothing is changed on this host; empty where something is."""
-        if self._rules.mode is Mode.OBSERVE:
+        if self.must_observe:
             return "the setting mode says so"
         mark = self._store.book.marks.get((Kind.HOST, "", MarkKind.OBSERVED))
         return "" if mark is None else mark.reason

@@ -148,7 +148,7 @@ class LeaseServicer(LeaseServiceServicer):
     ) -> messages.PlanReconciliationResponse:
         """What would be done."""
         plan = self._controller.reconciler.preview(timeout=time_left(context))
-        return convert_host.plan_to(plan, self._queries.observed, simulated=self._simulated)
+        return convert_host.plan_to(plan, self._controller.reconciler.observed, simulated=self._simulated)
 
     def AcceptReconciliation(
         self, request: messages.AcceptReconciliationRequest, context: grpc.ServicerContext

@@ -54,6 +54,11 @@ class Watches:
         self._closing = threading.Event()
         self._guard: threading.Thread | None = None
 
+    @property
+    def under_way(self) -> int:
+        """How many are under way."""
+        return len(self._watches)
+
     def serve(self, context: grpc.ServicerContext, follow: Callable[[Callable[[], bool]], Iterator[T]]) -> Iterator[T]:
         """What `follow` yields, for as long as it is told that the reader is there.
 

@@ -252,13 +252,13 @@ def test_what_is_planned_is_exit_6(host: Host, fmctl: Fmctl) -> None:
         [
             f"to do: record of lease {lease}: activating",
             "left alone: partition 14 is active, and no lease holds it",
-            "nothing is done until `fmctl reconcile --accept`: it has tenants",
+            "nothing is done before `fmctl reconcile --accept`: it has tenants",
         ],
     )
     assert plain(fmctl("reconcile", "-o", "json"), 6)["observed"] == "it has tenants"
     done = fmctl("reconcile", "--accept")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "from now on what is to do is done")
-    assert host.controller.queries.observed == ""
+    assert host.controller.reconciler.observed == ""
 
 
 def test_a_partition_is_deactivated_by_force(host: Host, fmctl: Fmctl) -> None:

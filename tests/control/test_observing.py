@@ -12,6 +12,7 @@ from fmctl.core.book import Kind, MarkKind
 from fmctl.core.errors import (
     FabricNotReady,
     HostCordoned,
+    PolicyDenied,
 )
 from fmctl.core.plan import Mode, Rules, Unowned
 from tests.control.leasing import World
@@ -81,7 +82,8 @@ def test_a_host_that_was_cordoned_before_it_was_seen_is_observed_all_the_same() 
 def test_a_host_that_is_only_to_be_observed_is_never_changed() -> None:
     world = World("hgx-h100-8", Rules(Mode.OBSERVE, Unowned.DEACTIVATE))
     world.nvfm.activate(3, timeout=1)
-    world.controller.accept(actor="a person")
+    with pytest.raises(PolicyDenied, match="the setting mode"):
+        world.controller.accept(actor="a person")
     world.settle()
     assert world.active == {3}
     with pytest.raises(HostCordoned, match="the setting mode"):

@@ -77,18 +77,19 @@ class _Agent:
 
 
 class Host:
-    """A host with this board, whose reconciler looks when the test says so."""
+    """A host with a board, whose reconciler looks when the test says so."""
 
-    def __init__(self, folder: Path, *faults: str, board: str = "hgx-h100-8", watches: Watches | None = None) -> None:
+    def __init__(self, folder: Path, *faults: str, watches: Watches | None = None, mode: Mode = Mode.MANAGE) -> None:
         self.address = Address.parse(f"unix:{folder}/fmctld.sock")
-        self.board = platforms.load(board)
+        self.board = platforms.load("hgx-h100-8")
         self.machine = SimulatedHost(self.board)
         self.vfio = Vfio(self.machine.bus, self.machine.devices)
         self.nvfm = MemoryNvfm(Fabric.started(self.board, now=0), Faults.parse(faults))
         self.agent = _Agent(LocalAgent(self.nvfm, _Facts(), lambda: None, library="memory", call_timeout=30))
         self.store = MemoryStore()
         self.gate = MemoryGate()
-        self.watches = watches
+        self._watches = watches
+        self._mode = mode
         self._clients = contextlib.ExitStack()
         self._server = contextlib.ExitStack()
         self.start()
@@ -101,12 +102,13 @@ class Host:
             self.store,
             self.gate,
             gpus,
-            rules=Rules(Mode.MANAGE),
+            rules=Rules(self._mode),
             platform=self.board,
             host_id="a-host",
             simulated=True,
         )
         self.controller.status(timeout=TIMEOUT)
+        self.watches = self._watches or Watches()
         names = (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE)
         add = services(self.controller, None, lambda lines: KeptLog((), 0), self.watches)
         self._server.enter_context(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from fmctl.core.errors import (
     NoSuchLease,
     OutcomeUnknown,
     PartitionHeld,
+    PolicyDenied,
     RequestIdReused,
     VersionMismatch,
     VmRunning,
 )
 from fmctl.core.lease import Lease, LeaseState
+from fmctl.core.plan import Mode
 from fmctl.core.request import Request
 from fmctl.rpc import errors
 from fmctl.rpc.client import ControllerClient
@@ -405,6 +408,14 @@ def test_an_observed_host_shows_what_it_would_do_and_does_it_once_accepted(host:
     plan = client.plan(timeout=TIMEOUT)
     assert (plan.steps, plan.observed) == ((), "")
     assert client.lease(lease.id, timeout=TIMEOUT).lease.state is LeaseState.ACTIVE
+
+
+def test_a_host_that_is_set_to_observe_cannot_be_accepted(folder: Path) -> None:
+    with contextlib.closing(Host(folder, mode=Mode.OBSERVE)) as host:
+        with pytest.raises(PolicyDenied, match="the setting mode says so"):
+            host.client.accept(actor="operator", timeout=TIMEOUT)
+        assert "mode" in host.client.plan(timeout=TIMEOUT).observed
+        assert host.client.capacity(timeout=TIMEOUT).cordoned == host.client.plan(timeout=TIMEOUT).observed
 
 
 def test_a_plan_tells_why_a_step_that_failed_waits(folder: Path) -> None:

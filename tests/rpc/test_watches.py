@@ -144,7 +144,9 @@ def test_watches_that_nobody_reads_leave_the_server_to_others(folder: Path) -> N
         with pytest.raises(FabricNotReady):
             next(watched(host, client))
         assert client.allocate(pair(), timeout=TIMEOUT).lease.state is LeaseState.ACTIVE
-        eventually(lambda: _is_watched(host, client), within=60)
+        assert host.watches.under_way == STREAMS
+        eventually(lambda: host.watches.under_way == 0, within=60)
+        assert _is_watched(host, client)
         for call in stuck:
             with pytest.raises(grpc.RpcError):
                 list(call)
@@ -169,7 +171,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_the_others_hear_all(folder: 
         host.tell(MANY, SIZE)
         assert [entry(next(read)).revision for _ in range(MANY)] == list(range(1, MANY + 1))
         read.close()
-        eventually(lambda: _is_served(host, quick) and _is_served(host, quick))
+        eventually(lambda: host.watches.under_way == 0, within=60)
         with pytest.raises(AgentUnreachable, match="cut the watch off"):
             for _ in range(MANY):
                 next(stuck)
