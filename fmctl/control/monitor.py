@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from fmctl.core.answers import FabricState
@@ -13,6 +14,8 @@ log = logging.getLogger(__name__)
 
 UNSETTLED_INTERVAL = 1.0
 """Seconds between two looks while Fabric Manager is not ready."""
+REST = 3.0
+"""So many times as long as a look took, the next one is left for; a slow host has a guest to boot meanwhile."""
 
 
 class Monitor:
@@ -35,12 +38,14 @@ class Monitor:
 
     def _run(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 self._note(*self._look())
             except Exception:
                 log.exception("the look at Fabric Manager failed")
+            soon = max(UNSETTLED_INTERVAL, REST * (time.monotonic() - began))
             settled = self._state is FabricState.READY
-            self._news.wait(self._interval if settled else min(self._interval, UNSETTLED_INTERVAL))
+            self._news.wait(self._interval if settled else min(self._interval, soon))
             self._news.clear()
             if self._stopping:
                 return

@@ -147,7 +147,7 @@ class Reconciler:
                 listed = None if failure else self._fabric.peek(LIST_TIMEOUT)
             except FmctlError as error:
                 failure = error
-            seen = self._observed(listed, self._gpus.vms())
+            seen = self._observed(listed, self._gpus.vms()) if self._has_work(listed) else self._unobserved(listed)
             with self._turn.within(TURN_TIMEOUT) as budget:
                 if before != self._state:
                     continue
@@ -206,6 +206,14 @@ class Reconciler:
         with contextlib.suppress(FmctlError):
             return self._store.lease(lease_id)
         return None
+
+    def _has_work(self, listed: PartitionList | None) -> bool:
+        """Whether there is a lease, or an active partition, about which something could be decided."""
+        return bool(self._store.book.leases) or (listed is not None and any(p.active for p in listed.partitions))
+
+    def _unobserved(self, listed: PartitionList | None) -> Observed:
+        """What is enough where there is nothing to decide: who holds GPUs, and which VMs run, take long to tell."""
+        return Observed(self._now(), listed, None, None, self._generation(), self._fabric.unsettled)
 
     def _observed(self, listed: PartitionList | None, vms: tuple[Vm, ...] | None) -> Observed:
         held = self._gpus.open()
