@@ -76,7 +76,6 @@ class BringUp:
 
     def _advanced(self, lease: Lease, budget: Budget) -> Lease:
         """A lease that the reconciler brings up, once it is ACTIVE; it goes on where this raises FabricNotReady."""
-        self._fabric.look(budget.look())
         lease = self._reconciler.advance(lease.id, budget) or lease
         if lease.state in (LeaseState.RELEASING, LeaseState.FAILED):
             raise ActivationFailed(f"lease {lease.id} failed", why=lease.reason, fix="use another host")

@@ -119,6 +119,9 @@ class Leases:
             if lease.state is not LeaseState.RELEASING:
                 self._admission.refuse_changes()
                 self._reconciler.refuse_open(lease.held)
+                if lease.state is LeaseState.PENDING:  # nothing was begun, and what is active is somebody else's
+                    ends = dataclasses.replace(lease, state=LeaseState.RELEASED, ended=self._now())
+                    return self._reconciler.put(ends, "released", actor)
                 ends = dataclasses.replace(lease, state=LeaseState.RELEASING)
                 self._reconciler.put(ends, "releasing", actor)
             if wait:

@@ -192,8 +192,10 @@ class Reconciler:
     def advance(self, lease_id: str, budget: Budget) -> Lease | None:
         """Take the steps of one lease until none is left; the lease as it is then, None where it left no trace.
 
-        With the turn. Raises the error of a step that failed.
+        With the turn. Nothing is written of the lease by what was seen earlier: before that Fabric Manager lists, or
+        changes, something anew. Raises the error of a step that failed.
         """
+        fresh = False
         for _ in range(MAX_STEPS):
             lease = self._store.book.leases.get(lease_id)
             if lease is None:
@@ -202,7 +204,11 @@ class Reconciler:
             step = next(iter(plan.plan_for(lease, seen, self._rules).steps), None)
             if step is None:
                 return lease
-            self._take(step, budget)
+            if fresh or not isinstance(step, Write):
+                self._take(step, budget)
+            else:
+                self._fabric.look(budget.look())
+            fresh = True
         with contextlib.suppress(FmctlError):
             return self._store.lease(lease_id)
         return None
@@ -256,7 +262,7 @@ class Reconciler:
     def put(self, lease: Lease, what: str, actor: str) -> Lease:
         """Commit the lease as it is from now on."""
         self._commit(of_lease(lease, what, actor=actor))
-        return self._store.book.leases[lease.id]
+        return self._store.book.leases.get(lease.id) or self._store.lease(lease.id)
 
     def forget(self, lease: Lease, what: str, actor: str) -> None:
         """Let nothing be left of the lease but the entry that says so."""

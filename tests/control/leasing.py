@@ -26,8 +26,9 @@ from fmctl.control.vfio import Vfio
 from fmctl.core import gpumap
 from fmctl.core.answers import AgentStatus, ProcessState, ServiceVmStatus, StartMode
 from fmctl.core.book import Entry
+from fmctl.core.domain import Domain
 from fmctl.core.errors import AgentUnreachable, FmctlError, OutcomeUnknown, StoreUnusable
-from fmctl.core.fmcode import Operation, call_overran
+from fmctl.core.fmcode import NO_VERDICT, Operation, call_overran
 from fmctl.core.inventory import Inventory
 from fmctl.core.lease import Lease
 from fmctl.core.partition import PartitionList
@@ -133,7 +134,7 @@ class Line:
     """The way to the agent. `cut` is how many calls do not get through, `lost` how many answers to changes get lost.
 
     The next change happens `late` seconds after it was given up, where that is set. `heard` is told of each change
-    that is asked for, before it happens.
+    that is asked for, before it happens, and `unanswered` are the partitions of those that got no answer.
     """
 
     agent: LocalAgent
@@ -145,6 +146,7 @@ class Line:
     lost: float = 0
     late: float | None = None
     landings: list[Landing] = field(default_factory=list)
+    unanswered: set[int] = field(default_factory=set)
     heard: Callable[[Operation, int], object] = lambda operation, partition_id: None
     calls: list[tuple[Operation, int]] = field(default_factory=list)
 
@@ -153,10 +155,10 @@ class Line:
         return self.agent.list_partitions(timeout=timeout)
 
     def activate(self, partition_id: int, *, timeout: float) -> None:
-        self._change(Operation.ACTIVATE, partition_id, timeout)
+        self._ask_once(Operation.ACTIVATE, partition_id, timeout)
 
     def deactivate(self, partition_id: int, *, timeout: float) -> None:
-        self._change(Operation.DEACTIVATE, partition_id, timeout)
+        self._ask_once(Operation.DEACTIVATE, partition_id, timeout)
 
     def set_activated(self, partition_ids: Sequence[int], *, timeout: float) -> None:
         self.agent.set_activated(partition_ids, timeout=timeout)
@@ -182,6 +184,14 @@ class Line:
         if self.cut > 0:
             self.cut -= 1
             raise AgentUnreachable("the agent does not answer")
+
+    def _ask_once(self, operation: Operation, partition_id: int, timeout: float) -> None:
+        try:
+            self._change(operation, partition_id, timeout)
+        except OutcomeUnknown as error:
+            if error.fm_code is None or error.fm_code in NO_VERDICT:
+                self.unanswered.add(partition_id)
+            raise
 
     def _change(self, operation: Operation, partition_id: int, timeout: float) -> None:
         with self.fate.at("call"):
@@ -385,11 +395,11 @@ class World:
 
     # What happens to it.
 
-    def start_vm(self, name: str, gpus: Sequence[int]) -> str:
-        """Start a tenant VM with these GPUs; its UUID."""
+    def start_vm(self, name: str, gpus: Sequence[int]) -> Domain:
+        """Start a tenant VM with these GPUs."""
         domain = self.host.hypervisor.add_tenant(name, [self.address[gpu] for gpu in gpus])
         self.vms[name] = tuple(gpus)
-        return domain.uuid
+        return domain
 
     def stop_vm(self, name: str) -> None:
         del self.vms[name]
