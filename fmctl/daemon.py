@@ -26,9 +26,9 @@ from fmctl.core.answers import FabricState, ServiceVmStatus
 from fmctl.core.book import Kind
 from fmctl.core.errors import FmctlError, InvalidDocument, StoreUnusable
 from fmctl.core.loglines import KeptLog
-from fmctl.core.plan import Rules as LeaseRules
 from fmctl.core.platform import Platform
 from fmctl.core.ports import Hypervisor
+from fmctl.core.rules import Rules as LeaseRules
 from fmctl.core.servicevm import Rules
 from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
 from fmctl.core.vfio import Step

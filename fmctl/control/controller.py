@@ -27,9 +27,10 @@ from fmctl.core.answers import AgentInfo, AgentStatus, Changed, DaemonStatus, Fa
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_mark, of_unmark
 from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, PolicyDenied
 from fmctl.core.partition import PartitionList
-from fmctl.core.plan import ACTOR, Rules
+from fmctl.core.plan import ACTOR
 from fmctl.core.platform import Hardware, Platform, recognise
 from fmctl.core.ports import Agent, Gate, Store
+from fmctl.core.rules import Rules
 
 log = logging.getLogger(__name__)
 

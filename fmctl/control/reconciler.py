@@ -23,8 +23,9 @@ from fmctl.core.errors import ActivationFailed, FabricNotReady, FmctlError, VmRu
 from fmctl.core.fmcode import FmCode
 from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.partition import PartitionList
-from fmctl.core.plan import ACTOR, Activate, Deactivate, Mode, Observed, Plan, Rules, Step, Vm, Write
+from fmctl.core.plan import ACTOR, Activate, Deactivate, Observed, Plan, Step, Vm, Write
 from fmctl.core.ports import Store
+from fmctl.core.rules import Mode, Rules
 
 log = logging.getLogger(__name__)
 

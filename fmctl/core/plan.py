@@ -9,42 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 from fmctl.core.book import Book, Entry, of_lease
 from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.partition import Partition, PartitionList
+from fmctl.core.rules import Rules, Unowned
 
 ACTOR = "fmctl"
 """Who is named in the journal for what nobody asked for."""
 LATE = 75.0
 """Seconds after which a call that was given up cannot come to anything: libnvfm itself gives up after 70 s."""
-
-
-class Unowned(str, Enum):
-    """What becomes of an active partition that no lease holds."""
-
-    REPORT = "report"
-    DEACTIVATE = "deactivate"
-
-
-class Mode(str, Enum):
-    """Whether this host is changed: never, always, or once a person accepts what was there before fmctl was."""
-
-    OBSERVE = "observe"
-    MANAGE = "manage"
-    AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The settings that decide. `release_gone_after` is in seconds; None keeps a lease whose VM is gone."""
-
-    mode: Mode = Mode.AUTO
-
-    unowned: Unowned = Unowned.REPORT
-    release_gone_after: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,27 @@
 """What the control code needs from the world, each need a Protocol.
 
 `guest`, `host` and `rpc` hold the real adapters, `sim` the pretended ones; one contract test runs against both.
-Every call that leaves the process takes a timeout in seconds.
+Every call that leaves the process takes a timeout in seconds. The types of arguments are imported for a type checker
+alone, since the agent has a use for few of them and starts on a slow processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from fmctl.core.answers import AgentStatus, FabricFacts, ProcessState, ServiceVmStatus, StartMode
-from fmctl.core.book import Book, Entry
-from fmctl.core.domain import Domain
-from fmctl.core.image import Image
-from fmctl.core.kernel import KernelFacts
-from fmctl.core.lease import Lease
-from fmctl.core.loglines import LogPosition, LogStream
-from fmctl.core.partition import PartitionList
-from fmctl.core.pci import CONFIG_SIZE, Bdf, FunctionState, PciFunction
-from fmctl.core.vfio import Exposure, Holder
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fmctl.core.answers import AgentStatus, FabricFacts, ProcessState, ServiceVmStatus, StartMode
+    from fmctl.core.book import Book, Entry
+    from fmctl.core.domain import Domain
+    from fmctl.core.image import Image
+    from fmctl.core.kernel import KernelFacts
+    from fmctl.core.lease import Lease
+    from fmctl.core.loglines import LogPosition, LogStream
+    from fmctl.core.partition import PartitionList
+    from fmctl.core.pci import Bdf, FunctionState, PciFunction
+    from fmctl.core.vfio import Exposure, Holder
 
 
 class FabricManager(Protocol):
@@ -159,7 +162,7 @@ class PciBus(Protocol):
     def state(self, bdf: Bdf) -> FunctionState | None:
         """What that function answers; None where it is gone."""
 
-    def config(self, bdf: Bdf, offset: int = 0, size: int = CONFIG_SIZE) -> bytes:
+    def config(self, bdf: Bdf, offset: int = 0, size: int = ...) -> bytes:
         """At most `size` bytes of its configuration space, which ends at 4096 for a privileged reader and else at 64.
 
         Every four bytes are a question to the hardware, so ask for few. Empty where it is gone.

@@ -15,7 +15,7 @@ from typing import Any
 
 from fmctl.core import schema
 from fmctl.core.address import Address
-from fmctl.core.plan import Mode, Unowned
+from fmctl.core.rules import Mode, Unowned
 from fmctl.core.schema import setting
 
 

@@ -33,9 +33,10 @@ from fmctl.core.inventory import Inventory
 from fmctl.core.lease import Lease
 from fmctl.core.partition import PartitionList
 from fmctl.core.pci import Bdf
-from fmctl.core.plan import LATE, Mode, Rules
+from fmctl.core.plan import LATE
 from fmctl.core.platform import Platform
 from fmctl.core.request import Request
+from fmctl.core.rules import Mode, Rules
 from fmctl.core.vfio import VFIO_PCI, Holder
 from fmctl.sim.faults import NO_FAULTS, Faults
 from fmctl.sim.fmservice import MemoryProcess

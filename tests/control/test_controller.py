@@ -27,7 +27,8 @@ from fmctl.core.errors import (
 )
 from fmctl.core.fmcode import FmCode, Operation
 from fmctl.core.partition import PartitionList
-from fmctl.core.plan import LATE, Mode, Rules
+from fmctl.core.plan import LATE
+from fmctl.core.rules import Mode, Rules
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
 from fmctl.sim.fmservice import Unmanaged

@@ -13,7 +13,8 @@ from fmctl.core.errors import (
     FabricNotReady,
 )
 from fmctl.core.lease import LeaseState
-from fmctl.core.plan import INTERRUPTED, Mode, Rules
+from fmctl.core.plan import INTERRUPTED
+from fmctl.core.rules import Mode, Rules
 from tests.control.leasing import BOARDS, World, uuid_of
 
 

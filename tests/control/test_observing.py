@@ -14,7 +14,7 @@ from fmctl.core.errors import (
     HostCordoned,
     PolicyDenied,
 )
-from fmctl.core.plan import Mode, Rules, Unowned
+from fmctl.core.rules import Mode, Rules, Unowned
 from tests.control.leasing import World
 
 

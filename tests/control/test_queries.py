@@ -10,7 +10,7 @@ from fmctl.core.allocate import Shape
 from fmctl.core.errors import AgentUnreachable, BadRequest, NoSuchLease
 from fmctl.core.explain import Outcome
 from fmctl.core.lease import GpuDevice, LeaseState
-from fmctl.core.plan import Mode, Rules
+from fmctl.core.rules import Mode, Rules
 from tests.control.gpus import NO_GPUS
 from tests.control.leasing import BOARDS, World
 

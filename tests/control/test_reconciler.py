@@ -19,7 +19,8 @@ from fmctl.core.errors import (
 from fmctl.core.fmcode import FmCode, Operation
 from fmctl.core.lease import LeaseState
 from fmctl.core.partition import PartitionList
-from fmctl.core.plan import INTERRUPTED, LATE, Mode, Rules, Unowned
+from fmctl.core.plan import INTERRUPTED, LATE
+from fmctl.core.rules import Mode, Rules, Unowned
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
 from tests.control.leasing import BOARDS, MANAGE, World

@@ -12,7 +12,8 @@ from fmctl.core import plan
 from fmctl.core.book import Book
 from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.partition import Gpu, Partition, PartitionList
-from fmctl.core.plan import INTERRUPTED, Activate, Deactivate, Observed, Plan, Rules, Unowned, Vm, Write
+from fmctl.core.plan import INTERRUPTED, Activate, Deactivate, Observed, Plan, Vm, Write
+from fmctl.core.rules import Rules, Unowned
 
 TABLE = PartitionList(
     (

@@ -23,8 +23,8 @@ from fmctl.core.domain import Domain
 from fmctl.core.inventory import Inventory
 from fmctl.core.loglines import KeptLog
 from fmctl.core.partition import PartitionList
-from fmctl.core.plan import Mode, Rules
 from fmctl.core.request import Request
+from fmctl.core.rules import Mode, Rules
 from fmctl.rpc.client import Client
 from fmctl.rpc.lease_client import LeaseClient
 from fmctl.rpc.server import CONTROLLER_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server

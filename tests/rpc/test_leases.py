@@ -29,8 +29,8 @@ from fmctl.core.errors import (
     VmRunning,
 )
 from fmctl.core.lease import Lease, LeaseState
-from fmctl.core.plan import Mode
 from fmctl.core.request import Request
+from fmctl.core.rules import Mode
 from fmctl.rpc import errors
 from fmctl.rpc.client import ControllerClient
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2
