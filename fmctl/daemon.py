@@ -189,6 +189,8 @@ class _Daemon:
     def _fabric_changed(self, state: FabricState) -> None:
         self._server.fabric_changed(state)
         self._controller.record(Kind.FABRIC, state.value)
+        if self._service_vm is not None:
+            self._service_vm.wake()
 
     def _log(self, lines: int) -> KeptLog:
         return KeptLog(self._logs.recent(lines or MAX_LINES), self._logs.dropped)

@@ -187,8 +187,12 @@ class ServiceVm:
         self._shown.wait(timeout)
         self._shown.clear()
 
+    def wake(self) -> None:
+        """Let it look at once."""
+        self._wake.set()
+
     def pause(self, timeout: float) -> None:
-        """Wait so many seconds, or until libvirt tells of a change."""
+        """Wait so many seconds, or until somebody tells of a change."""
         self._wake.wait(timeout)
         self._wake.clear()
 
@@ -339,7 +343,7 @@ class ServiceVm:
             self.pause(self._interval if settled else min(self._interval, soon))
 
     def __enter__(self) -> ServiceVm:
-        self._world.hypervisor.watch(self._wake.set)
+        self._world.hypervisor.watch(self.wake)
         self._thread.start()
         return self
 

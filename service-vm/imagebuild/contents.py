@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fmctl.core.errors import BadRequest
 from fmctl.sim import shim
+from fmctl.sim.nvfabricmanager import VERSION, VERSION_VARIABLE
 from imagebuild import CHECKOUT, RECIPE
 from imagebuild.tree import Tree
 
@@ -16,10 +17,11 @@ DEPENDENCIES = "opt/fmctl"
 _LEFT_OUT = (".pyi", ".proto", ".pyx", ".pxd", ".typed")
 _UNIT = CHECKOUT / "systemd" / "fmctl-agent.service"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
-_SIMULATED = """\
+_SIMULATED = f"""\
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# A simulated Fabric Manager in the place of NVIDIA's.
+# A simulated Fabric Manager in the place of NVIDIA's. As there, its version is told at once.
+[ "$*" != -v ] || exec echo "Fabric Manager version is : ${{{VERSION_VARIABLE}:-{VERSION}}}"
 exec python3 -m fmctl sim nv-fabricmanager --platform /etc/fmctl/platform.yaml "$@"
 """
 

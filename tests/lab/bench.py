@@ -17,6 +17,8 @@ LIMIT = 3.0
 ROUNDS = 3
 TIMEOUT = 240
 BARE = "bare"
+ANSWERED = "the Service VM is agent up|Fabric Manager is not started"
+"""What the daemon logs once the agent has answered it."""
 CONSOLE = "/var/log/libvirt/qemu/bare-console.log"
 
 DOMAIN = f"""\
@@ -62,10 +64,8 @@ def run(host: Host, image: Path) -> int:
 
 
 def _ready(host: Host) -> float:
-    """Seconds from QEMU's start until the agent answered the daemon, which looks three times a second."""
-    seconds = _watched(
-        host, steps.SERVICE_VM, "-", "the Service VM is agent up", "fmctl service-vm start --timeout 180"
-    )
+    """Seconds from QEMU's start until the agent answered the daemon, whose two loops ask it for different things."""
+    seconds = _watched(host, steps.SERVICE_VM, "-", ANSWERED, "fmctl service-vm start --timeout 180")
     steps.ready(host)
     return seconds
 

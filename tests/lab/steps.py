@@ -8,6 +8,7 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tests.lab import guests
 from tests.lab.host import Host, want
@@ -114,6 +115,11 @@ def guest_pid(host: Host, command: str) -> int:
     return 0
 
 
+def fabric_manager(host: Host) -> int:
+    """The simulated Fabric Manager's process in the Service VM; 0 where there is none."""
+    return guest_pid(host, "fmctl sim nv-fabricmanager")
+
+
 def unit_pid(host: Host, unit: str) -> int:
     """The main process of a systemd unit; 0 where there is none."""
     return int(host.sh(f"systemctl show --property MainPID --value {unit}"))
@@ -136,6 +142,40 @@ def tenant(host: Host, partition: int) -> None:
     xml = host.fmctl("tenant-vm", "render", *BOARD, "--name", TENANT, "--gpu-ids", ",".join(map(str, gpus)))
     host.sh(f"cat >/tmp/{TENANT}.xml <<'END'\n{bootable(xml)}END\nvirsh create /tmp/{TENANT}.xml", timeout=120)
     host.eventually("the tenant's guest sees its GPUs", lambda: _tenant_says(host, f"up with {len(gpus)} GPUs"), 60)
+
+
+@contextlib.contextmanager
+def mid_activation(host: Host) -> Iterator[None]:
+    """While the block runs, Fabric Manager, which is paused, has the activation of a second tenant's partition.
+
+    Afterwards the same request is answered by one lease that is active, as the leases' partitions alone are.
+    """
+    asked = ("--count", "2", "--owner", "second", "--request-id", "lab")
+    ready(host)
+    paused = fabric_manager(host)
+    guest(host, f"kill -STOP {paused}")
+    host.sh(f"(fmctl allocate {' '.join(asked)} >/tmp/second 2>&1 </dev/null &)")
+    host.eventually(
+        "an activation is under way",
+        lambda: [each["state"] for each in leases(host, "second")] == ["activating"],
+        within=20,
+    )
+    yield
+    if fabric_manager(host) == paused:
+        guest(host, f"kill -CONT {paused}")
+    ready(host)
+    lease = host.ask("allocate", *asked, "--timeout", "120", timeout=140)
+    want(lease["state"] == "active", f"the lease is {lease['state']}")
+    want([each["id"] for each in leases(host, "second")] == [lease["id"]], "the request was granted twice")
+    held = sorted(partition for each in leases(host) for partition in each["partitions"])
+    want(held == active(host), f"leases hold {held}, and active are {active(host)}")
+    host.fmctl("release", lease["id"], "--owner", "second", "--timeout", "120", timeout=140)
+
+
+def leases(host: Host, owner: str = "") -> list[dict[str, Any]]:
+    """The leases of an owner, or of all, as fmctl tells them."""
+    listed: list[dict[str, Any]] = host.ask("lease", "list", *(["--owner", owner] if owner else []))["leases"]
+    return listed
 
 
 def no_tenant(host: Host) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 of each process in turn, under a tenant that holds two GPUs: what goes on, and what comes back.
+"""kill -9 of each process in turn, under a tenant that holds two GPUs, and in the middle of an activation for another:
+what goes on, and what comes back.
 
 Opening and closing a function resets it, so the resets of the stand-in switches are what the tenant's NVLinks would
 feel.
@@ -27,7 +28,7 @@ def a_tenant_s_vm_starts_with_two_gpus(host: Host) -> None:
 
 @scenario(Variant.GROUPS)
 def the_daemon_is_killed(host: Host) -> None:
-    with _under_a_tenant(host):
+    with _under_a_tenant(host), steps.mid_activation(host):
         old = steps.unit_pid(host, "fmctld")
         host.sh(f"kill -9 {old}")
         host.eventually("systemd starts it again", lambda: steps.unit_pid(host, "fmctld") not in (0, old), within=30)
@@ -35,7 +36,7 @@ def the_daemon_is_killed(host: Host) -> None:
 
 @scenario(Variant.GROUPS)
 def libvirtd_is_killed(host: Host) -> None:
-    with _under_a_tenant(host):
+    with _under_a_tenant(host), steps.mid_activation(host):
         old = steps.unit_pid(host, "libvirtd")
         host.sh(f"kill -9 {old}")
         host.eventually("systemd starts it again", lambda: steps.unit_pid(host, "libvirtd") not in (0, old), within=60)
@@ -43,7 +44,7 @@ def libvirtd_is_killed(host: Host) -> None:
 
 @scenario(Variant.GROUPS)
 def the_agent_is_killed(host: Host) -> None:
-    with _under_a_tenant(host):
+    with _under_a_tenant(host), steps.mid_activation(host):
         old = steps.guest_pid(host, "fmctl agent")
         steps.guest(host, f"kill -9 {old}")
         host.eventually("init starts it again", lambda: steps.guest_pid(host, "fmctl agent") not in (0, old), within=60)
@@ -51,14 +52,10 @@ def the_agent_is_killed(host: Host) -> None:
 
 @scenario(Variant.GROUPS)
 def fabric_manager_is_killed(host: Host) -> None:
-    with _under_a_tenant(host):
-        old = steps.guest_pid(host, "fmctl sim nv-fabricmanager")
+    with _under_a_tenant(host), steps.mid_activation(host):
+        old = steps.fabric_manager(host)
         steps.guest(host, f"kill -9 {old}")
-        host.eventually(
-            "the agent starts it again",
-            lambda: steps.guest_pid(host, "fmctl sim nv-fabricmanager") not in (0, old),
-            within=90,
-        )
+        host.eventually("the agent starts it again", lambda: steps.fabric_manager(host) not in (0, old), within=90)
 
 
 @scenario(Variant.GROUPS)
@@ -73,7 +70,7 @@ def the_service_vm_is_not_ended_under_a_tenant(host: Host) -> None:
 def the_service_vm_is_killed(host: Host) -> None:
     steps.tenant(host, PARTITION)
     before = steps.generation(host)
-    with steps.resets(host, starts=1, ends=1):
+    with steps.resets(host, starts=1, ends=1), steps.mid_activation(host):
         old = steps.qemu(host)
         host.sh(f"kill -9 {old}")
         host.eventually("the daemon starts it again", lambda: steps.qemu(host) not in (0, old), within=90)
