@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from fmctl.core.gpumap import GpuMap
 from fmctl.core.hostprep import FileState, Preparation
 from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
+from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
 from fmctl.core.ports import ImageStore, Kernel, PciBus, VfioDevices
 from fmctl.core.settings import AbsolutePath, DaemonSettings
@@ -161,6 +162,11 @@ def around(simulated: SimulatedHost, board: Platform) -> Host:
 def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:
     """A tenant VM's document; raises FmctlError."""
     return tenantvm.render_tenant_vm(vm, _templates(settings))
+
+
+def tenant_devices(settings: DaemonSettings, devices: Iterable[Bdf]) -> Rendered:
+    """The elements that give these GPUs to a VM, without the rest of its document; raises FmctlError."""
+    return tenantvm.render_devices(devices, _templates(settings))
 
 
 def image_store(settings: DaemonSettings, keys: Sequence[Path] = ()) -> FolderImages:

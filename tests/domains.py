@@ -12,8 +12,11 @@ from fmctl import platforms, templates
 from fmctl.control import discovery
 from fmctl.core import domain_xml, gpumap, tenantvm
 from fmctl.core.domain_xml import Rendered
+from fmctl.core.grant import Grant
 from fmctl.core.image import FILES, Image, Manifest
 from fmctl.core.inventory import Device, Inventory, Role
+from fmctl.core.lease import GpuDevice
+from fmctl.core.pci import Bdf
 from fmctl.core.settings import AbsolutePath, Boot, DomainType, HugePages, ServiceVmSettings, TenantVmSettings
 from fmctl.core.tenantvm import Host, QemuVersion, Request
 from fmctl.sim.capacity import CAPACITY
@@ -70,6 +73,22 @@ def tenant_vm(board: str, *gpu_ids: int, qemu: QemuVersion = (10, 1), **changes:
     return tenantvm.render_tenant_vm(values, templates.read())
 
 
+GRANT = Grant(
+    "6f0d6bd5-7d58-4a41-8e6e-0b6c0f7f2a11",
+    'a<&"b',
+    (10, 12),
+    (GpuDevice(4, Bdf.parse("0000:6e:00.0"), 72, 0), GpuDevice(6, Bdf.parse("0000:a8:00.0"), 74, 1)),
+    "11111111-2222-3333-4444-555555555555",
+)
+"""What a lease of two single GPUs of a pretended H100 host gives, for an owner with characters that XML reads."""
+
+
+def for_lease(board: str, grant: Grant) -> Rendered:
+    found = inventory(board)
+    host = Host(found, gpumap.in_order(found), CAPACITY, (10, 1))
+    return tenantvm.render_tenant_vm(tenantvm.for_lease(TenantVmSettings(), Request(), grant, host), templates.read())
+
+
 DISKS = (path("/var/lib/libvirt/images/tenant.qcow2"), path("/dev/vg0/tenant-data"))
 
 DOCUMENTS: dict[str, Callable[[], Rendered]] = {
@@ -87,6 +106,7 @@ DOCUMENTS: dict[str, Callable[[], Rendered]] = {
     "tenant-vm-h100-2": lambda: tenant_vm("hgx-h100-8", 1, 3, huge_pages=HugePages.GIB_1, disks=DISKS),
     "tenant-vm-h100-8": lambda: tenant_vm("hgx-h100-8", *range(1, 9), huge_pages=HugePages.GIB_1, network="tenants"),
     "tenant-vm-h100-8-old-qemu": lambda: tenant_vm("hgx-h100-8", *range(1, 9), qemu=(8, 2), huge_pages=HugePages.MIB_2),
+    "tenant-vm-h100-lease": lambda: for_lease("hgx-h100-8", GRANT),
     "tenant-vm-b200-2": lambda: tenant_vm("hgx-b200-8", 1, 2),
     "tenant-vm-b200-8": lambda: tenant_vm("hgx-b200-8", *range(1, 9)),
     "tenant-vm-a100-8": lambda: tenant_vm("hgx-a100-8", *range(1, 9)),

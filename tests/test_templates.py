@@ -15,7 +15,7 @@ from fmctl import templates
 from fmctl.core.errors import InvalidDocument
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["macros.xml.j2", "service-vm.xml.j2", "tenant-vm.xml.j2"]
+NAMES = ["macros.xml.j2", "service-vm.xml.j2", "tenant-devices.xml.j2", "tenant-vm.xml.j2"]
 
 
 def test_ours_are_those_beside_the_package() -> None:

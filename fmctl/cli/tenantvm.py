@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any, TypeVar
 import click
 
 from fmctl import files
-from fmctl.cli import config, failure, options, render
+from fmctl.cli import config, failure, options, params, render
 from fmctl.cli import place as at
+from fmctl.cli.lease import dialled
+from fmctl.cli.options import Connection
 from fmctl.cli.place import Place
-from fmctl.core import gpumap, tenantcheck, tenantvm
+from fmctl.core import cdi, gpumap, grant, tenantcheck, tenantvm
+from fmctl.core.grant import Grant
 from fmctl.core.settings import AbsolutePath, DaemonSettings, DomainName, HugePages, TenantVmSettings, Uuid
 from fmctl.core.tenantvm import Host, QemuVersion, Request
 
@@ -112,9 +116,12 @@ def tenant_vm() -> None:
 
 
 @tenant_vm.command("render")
-@click.option("--gpu-ids", type=options.GPU_IDS, required=True, metavar="IDS", help="Its GPUs, by physical id: 1,3.")
-@click.option("--name", type=_Parsed("name", DomainName.parse), help="Its name.  [default: tenant-1-3]")
-@click.option("--uuid", type=_Parsed("uuid", Uuid.parse), help="Its UUID.  [default: made of its name]")
+@click.option("--gpu-ids", type=options.GPU_IDS, metavar="IDS", help="Its GPUs, by physical id: 1,3.")
+@click.option("--lease", "lease_id", type=params.LEASE_ID, metavar="LEASE", help="Its GPUs are those of this lease.")
+@click.option("--devices-only", is_flag=True, help="Print only the hostdev elements.")
+@options.output("xml", "cdi", "kata")
+@click.option("--name", type=_Parsed("name", DomainName.parse), help="Its name.  [default: tenant- and GPUs or lease]")
+@click.option("--uuid", type=_Parsed("uuid", Uuid.parse), help="Its UUID.  [default: the lease's, or made of its name]")
 @click.option(
     "--disk",
     "disks",
@@ -123,24 +130,76 @@ def tenant_vm() -> None:
     help="A disk, raw or *.qcow2; may be repeated.",
 )
 @_wanted
+@options.connection
 def render_command(
+    connection: Connection,
     wanted: _Wanted,
-    gpu_ids: tuple[int, ...],
-    name: DomainName | None,
-    uuid: Uuid | None,
-    disks: tuple[AbsolutePath, ...],
+    gpu_ids: tuple[int, ...] | None,
+    lease_id: str | None,
+    style: str,
+    *,
+    devices_only: bool,
+    **named: Any,
 ) -> None:
     """Print a libvirt document of a tenant VM with these GPUs.
 
-    They must be those of one partition. What is not given is taken from tenant_vm in the settings. Nothing is started
-    or defined, and no partition activated.
+    They are those of an active lease, or else must be those of one partition. -o cdi and -o kata tell a lease's GPUs to
+    container runtimes. What is not given is taken from tenant_vm in the settings. Nothing is started or defined, and no
+    partition activated.
     """
+    _refuse_combination(gpu_ids, lease_id, style, devices_only=devices_only)
+    given = None if lease_id is None else _granted(connection, lease_id)
+    if style != "xml" and given is not None:
+        click.echo(_for_containers(given, style), nl=False)
+        return
+    xml, uuid = _document(wanted, Request(gpu_ids or (), **named), given, devices_only=devices_only)
+    click.echo(xml, nl=False)
+    if given is not None and not given.vm_uuid:
+        click.echo(_how_to_bind(given, uuid), err=True)
+
+
+def _document(wanted: _Wanted, request: Request, given: Grant | None, *, devices_only: bool) -> tuple[str, Uuid | None]:
+    """The XML, and the UUID of the VM that it is for, as far as that is known; raises FmctlError."""
     from fmctl import local
 
     settings = wanted.settings()
-    host = wanted.host(settings, needs_map=True)
-    vm = tenantvm.tenant_vm(settings.tenant_vm, Request(gpu_ids, name, uuid, disks), host)
-    click.echo(local.tenant_vm(settings, vm).xml, nl=False)
+    if devices_only and given is not None:
+        return local.tenant_devices(settings, given.addresses.values()).xml, request.uuid
+    host = wanted.host(settings, needs_map=given is None)
+    if given is not None:
+        vm = tenantvm.for_lease(settings.tenant_vm, request, given, host)
+    else:
+        vm = tenantvm.tenant_vm(settings.tenant_vm, request, host)
+    if devices_only:
+        return local.tenant_devices(settings, [port.device for port in vm.ports]).xml, request.uuid
+    return local.tenant_vm(settings, vm).xml, Uuid(vm.uuid)
+
+
+def _refuse_combination(
+    gpu_ids: tuple[int, ...] | None, lease_id: str | None, style: str, *, devices_only: bool
+) -> None:
+    if (gpu_ids is None) == (lease_id is None):
+        raise click.UsageError("Give one of --gpu-ids and --lease.")
+    if style != "xml" and (lease_id is None or devices_only):
+        raise click.UsageError(f"-o {style} goes with --lease, and not with --devices-only.")
+
+
+def _granted(connection: Connection, lease_id: str) -> Grant:
+    """What the lease gives; raises FmctlError."""
+    with dialled(connection) as (client, timeout):
+        return grant.of(client.lease(lease_id, timeout=timeout))
+
+
+def _for_containers(given: Grant, style: str) -> str:
+    if style == "cdi":
+        return render.document(cdi.specification(given), "json")
+    return render.document(cdi.kata_annotations(given), "yaml")
+
+
+def _how_to_bind(given: Grant, uuid: Uuid | None) -> str:
+    """What lets the daemon know the VM of a lease that is for any."""
+    command = ["fmctl", "lease", "update", given.lease_id, "--owner", given.owner, "--vm", str(uuid or "UUID")]
+    return f"fmctl: the lease names no VM; to bind it to this one: {shlex.join(command)}"
 
 
 @tenant_vm.command()

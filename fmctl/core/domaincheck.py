@@ -81,6 +81,16 @@ def differences(xml: str, fingerprint: str, wanted: Wanted) -> Iterator[str]:
         yield "a seclabel switches sVirt off"
 
 
+def device_differences(xml: str, devices: Iterable[Bdf]) -> Iterator[str]:
+    """In what bare elements differ from hostdevs of exactly these functions; raises ValueError."""
+    whole = f"<domain><name>-</name><devices>{xml}</devices></domain>"
+    root = parse(whole)
+    yield from _differ("its PCI functions of the host", Domain.from_xml(whole).hostdevs, sorted(devices))
+    if any(element.tag != "hostdev" for element in root.iterfind("devices/*")) or len(root.findall("*")) != 2:
+        yield "it has something beside hostdevs"
+    yield from _managed(root)
+
+
 def service_vm_differences(xml: str, wanted: ServiceVmWanted) -> Iterator[str]:
     """In what a document differs from what the Service VM must be beside; raises ValueError where it cannot be read."""
     root = parse(xml)
@@ -108,8 +118,7 @@ def service_vm_differences(xml: str, wanted: ServiceVmWanted) -> Iterator[str]:
 def _host_devices(root: Element) -> Iterator[str]:
     """Each host device must be bound by fmctl alone and have a root port to itself; no other way may lead to one."""
     devices = root.findall("devices/hostdev")
-    if any(device.get(key) != value for device in devices for key, value in _HOSTDEV.items()):
-        yield "a host device is not a hostdev with mode='subsystem' type='pci' managed='no'"
+    yield from _managed(root)
     ports = {_number(port, "index") for port in root.iterfind("devices/controller[@model='pcie-root-port']")}
     occupants = Counter(_number(place, "bus") for place in root.iterfind("devices/*/address[@type='pci']"))
     buses = [_number(place, "bus") for device in devices for place in device.findall("address[@type='pci']")]
@@ -119,6 +128,12 @@ def _host_devices(root: Element) -> Iterator[str]:
     properties = {element.get("name") for element in root.iter(f"{{{QEMU}}}property")}
     if any("vfio" in text and text != NO_MMAP for text in arguments) or properties & {"host", "sysfsdev"}:
         yield "its options for QEMU name a host device"
+
+
+def _managed(root: Element) -> Iterator[str]:
+    devices = root.findall("devices/hostdev")
+    if any(device.get(key) != value for device in devices for key, value in _HOSTDEV.items()):
+        yield "a host device is not a hostdev with mode='subsystem' type='pci' managed='no'"
 
 
 def _differ(what: str, found: Iterable[object], wanted: Iterable[object]) -> Iterator[str]:

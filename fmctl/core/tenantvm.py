@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tenant VM: the GPUs of one partition, near its memory and processors, with room for their memory regions.
+"""A tenant VM: the GPUs of one partition or lease, near its memory and processors, with room for their memory regions.
 
 `core.placement` says where they are, `core.domain_xml` makes documents, and `core.tenantcheck` tells what a host lacks.
+`core.grant` says what a lease gives, and `core.cdi` tells it to container runtimes.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from fmctl.core import domain_xml, domaincheck, domainparts, mmio, placement
 from fmctl.core.capacity import Capacity
@@ -18,14 +20,17 @@ from fmctl.core.domaincheck import Wanted
 from fmctl.core.domainparts import Firmware, Port
 from fmctl.core.errors import BadRequest, FmctlError
 from fmctl.core.gpumap import GpuMap
-from fmctl.core.inventory import Device, Inventory
+from fmctl.core.grant import Grant
+from fmctl.core.inventory import Device, Inventory, Role
 from fmctl.core.partition import Gpu, Partition, PartitionList
+from fmctl.core.pci import Bdf
 from fmctl.core.placement import Cell, Expander
 from fmctl.core.platform import Platform
 from fmctl.core.settings import AbsolutePath, DomainName, MapRegions, TenantVmSettings, Uuid
 from fmctl.core.template import Template
 
 TENANT_VM = "tenant-vm.xml.j2"
+TENANT_DEVICES = "tenant-devices.xml.j2"
 LARGE_REGION = 64 << 30
 """Bytes from which on a region counts as large: QEMU before 10.1 can take minutes to map one."""
 MAPS_LARGE_REGIONS = (10, 1)
@@ -39,9 +44,9 @@ QemuVersion = tuple[int, int]
 
 @dataclass(frozen=True)
 class Request:
-    """Which tenant VM is wanted, beside the settings."""
+    """Which tenant VM is wanted, beside the settings; `gpu_ids` say nothing where a lease says which GPUs."""
 
-    gpu_ids: tuple[int, ...]
+    gpu_ids: tuple[int, ...] = ()
     name: DomainName | None = None
     uuid: Uuid | None = None
     disks: tuple[AbsolutePath, ...] = ()
@@ -73,11 +78,14 @@ class TenantVm:
 
     Without expanders all root ports are on pcie.0. `huge_page_kib` is 0 for ordinary pages. `maps_regions` is false
     where QEMU must not map the GPUs' regions. `regions` are the sizes of these in bytes, `window_mib` the room for all.
+    `lease` and `owner` are empty where no lease is named.
     """
 
     name: str
     uuid: str
-    partition: int
+    partitions: tuple[int, ...]
+    lease: str = ""
+    owner: str = ""
     domain_type: str
     emulator: PurePosixPath | None
     vcpus: int
@@ -95,19 +103,51 @@ class TenantVm:
     mac: str
 
 
+@dataclass(frozen=True)
+class TenantDevices:
+    """What the template of bare devices gets as `vm`: the GPUs by address, in order."""
+
+    devices: tuple[Bdf, ...]
+
+
 def tenant_vm(settings: TenantVmSettings, request: Request, host: Host) -> TenantVm:
     """The tenant VM that has exactly the GPUs of one partition; raises FmctlError."""
     partition = _partitions(host.inventory.platform).with_gpus(request.gpu_ids)
-    gpus = placement.by_node(_gpus(partition, host), host.capacity)
+    host.gpu_map.check(host.inventory)
+    gpus = _gpus({physical_id: host.gpu_map.addresses[physical_id] for physical_id in partition.gpu_ids}, host)
+    name = str(request.name or "tenant-" + "-".join(map(str, sorted(partition.gpu_ids))))
+    return _made(settings, replace(request, name=DomainName(name)), gpus, host, partitions=(partition.id,))
+
+
+def for_lease(settings: TenantVmSettings, request: Request, grant: Grant, host: Host) -> TenantVm:
+    """The tenant VM that has exactly what a lease gives, and the UUID of the VM that the lease is for.
+
+    Its GPUs are those at the lease's addresses; the GPU map is not asked. Raises FmctlError.
+    """
+    if request.uuid and grant.vm_uuid and str(request.uuid) != grant.vm_uuid:
+        raise BadRequest(
+            f"the lease {grant.lease_id} is for another VM",
+            why=f"it is for the VM {grant.vm_uuid}",
+            fix="leave the UUID out, or bind the lease to the other VM by `fmctl lease update`",
+        )
+    bound = Uuid.parse(grant.vm_uuid) if grant.vm_uuid else None
+    wanted = replace(request, name=request.name or DomainName(f"tenant-{grant.lease_id}"), uuid=request.uuid or bound)
+    gpus = _gpus(grant.addresses, host)
+    lease = {"partitions": grant.partitions, "lease": grant.lease_id, "owner": grant.owner}
+    return _made(settings, wanted, gpus, host, **lease)
+
+
+def _made(settings: TenantVmSettings, request: Request, devices: Iterable[Device], host: Host, **of: Any) -> TenantVm:
+    """The tenant VM of that name with these GPUs; `of` says what gives them to it."""
+    gpus = placement.by_node(devices, host.capacity)
     sizes = [[_regions(gpu) for gpu in together] for together in gpus.values()]
     expanders, ports = placement.bridges(gpus)
-    name = str(request.name or "tenant-" + "-".join(map(str, sorted(partition.gpu_ids))))
+    name = str(request.name)
     own = str(request.uuid or uuid.uuid5(_UUIDS, name))
     safe = domainparts.safe
     return TenantVm(
         name=name,
         uuid=own,
-        partition=partition.id,
         domain_type=settings.domain_type.value,
         emulator=safe(settings.emulator) if settings.emulator else None,
         vcpus=settings.vcpus,
@@ -123,6 +163,7 @@ def tenant_vm(settings: TenantVmSettings, request: Request, host: Host) -> Tenan
         disks=tuple(_disks(request.disks)),
         network=settings.network,
         mac=domainparts.mac(own),
+        **of,
     )
 
 
@@ -136,17 +177,23 @@ def render_tenant_vm(vm: TenantVm, templates: Mapping[str, Template]) -> Rendere
     return domain_xml.render(TENANT_VM, vm, templates, differences)
 
 
+def render_devices(devices: Iterable[Bdf], templates: Mapping[str, Template]) -> Rendered:
+    """The elements that give these functions to a VM, for a document of somebody else's; raises BadTemplate."""
+    vm = TenantDevices(tuple(sorted(devices)))
+    return domain_xml.render(
+        TENANT_DEVICES, vm, templates, lambda rendered: domaincheck.device_differences(rendered.xml, vm.devices)
+    )
+
+
 def _partitions(platform: Platform) -> PartitionList:
     rows = (Partition(row.id, tuple(Gpu(physical_id) for physical_id in row.gpu_ids)) for row in platform.partitions)
     return PartitionList(tuple(rows))
 
 
-def _gpus(partition: Partition, host: Host) -> Iterator[Device]:
-    """The host's devices that the partition's GPUs are; raises FmctlError."""
-    host.gpu_map.check(host.inventory)
-    devices = {device.function.bdf: device for device in host.inventory.devices}
-    for physical_id in partition.gpu_ids:
-        bdf = host.gpu_map.addresses[physical_id]
+def _gpus(addresses: Mapping[int, Bdf], host: Host) -> Iterator[Device]:
+    """The host's devices that these GPUs are, by physical id; raises FmctlError."""
+    devices = {device.function.bdf: device for device in host.inventory.devices if device.role is Role.GPU}
+    for physical_id, bdf in addresses.items():
         if bdf not in devices:
             raise FmctlError(
                 f"GPU {physical_id} is not there",

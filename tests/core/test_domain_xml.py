@@ -165,7 +165,7 @@ def edited(old: str, new: str) -> dict[str, Template]:
     changed = {
         name: replace(ours, path=f"/etc/fmctl/{name}", text=ours.text.replace(old, new, 1))
         for name, ours in OURS.items()
-        if name != tenantvm.TENANT_VM and old in ours.text
+        if name not in (tenantvm.TENANT_VM, tenantvm.TENANT_DEVICES) and old in ours.text
     }
     assert len(changed) == 1, old
     return {**OURS, **changed}

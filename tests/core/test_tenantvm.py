@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from fmctl import templates
-from fmctl.core import gpumap, tenantvm
+from fmctl.core import domaincheck, gpumap, tenantvm
 from fmctl.core.capacity import Capacity
 from fmctl.core.domain import Domain
 from fmctl.core.errors import BadRequest, FmctlError, MapUnverified, NoSuchPartition
 from fmctl.core.gpumap import GpuMap
-from fmctl.core.inventory import Inventory
+from fmctl.core.inventory import Inventory, Role
 from fmctl.core.pci import Bdf
 from fmctl.core.settings import DomainName, MapRegions, TenantVmSettings, Uuid
 from fmctl.core.template import BadTemplate
 from fmctl.core.tenantvm import Host, Request, TenantVm
 from fmctl.sim.capacity import CAPACITY
-from tests.domains import inventory, path
+from tests.domains import GRANT, inventory, path
 
 H100 = inventory("hgx-h100-8")
 MAP = gpumap.in_order(H100)
@@ -45,7 +45,7 @@ def on_nodes(nodes: dict[int, int | None]) -> Host:
 @pytest.mark.parametrize("row", H100.platform.partitions, ids=lambda row: f"partition-{row.id}")
 def test_it_has_exactly_the_gpus_of_its_partition(row: Any) -> None:
     made = vm(*reversed(row.gpu_ids))
-    assert made.partition == row.id
+    assert made.partitions == (row.id,)
     document = tenantvm.render_tenant_vm(made, OURS)
     assert list(Domain.from_xml(document.xml).hostdevs) == sorted(MAP.addresses[gpu] for gpu in row.gpu_ids)
 
@@ -81,7 +81,7 @@ def without(physical_id: int) -> Inventory:
 
 def test_a_lost_gpu_takes_only_its_own_partitions() -> None:
     host = replace(HOST, inventory=without(3))
-    assert vm(2, 4, host=host).partition == 4
+    assert vm(2, 4, host=host).partitions == (4,)
     with pytest.raises(FmctlError) as refusal:
         vm(1, 3, host=host)
     assert refusal.value.what == "GPU 3 is not there"
@@ -268,3 +268,71 @@ def test_only_what_fmctl_itself_says_of_host_devices_is_said_to_qemu() -> None:
     with pytest.raises(BadTemplate) as refusal:
         tenantvm.render_tenant_vm(slow, {**OURS, tenantvm.TENANT_VM: other})
     assert refusal.value.why == "its options for QEMU name a host device"
+
+
+GIVEN = replace(GRANT, vm_uuid="")
+
+
+def test_the_vm_of_a_lease_has_exactly_its_gpus_and_its_uuid() -> None:
+    made = tenantvm.for_lease(TenantVmSettings(), Request(), GRANT, HOST)
+    assert (made.uuid, made.name) == (GRANT.vm_uuid, f"tenant-{GRANT.lease_id}")
+    domain = Domain.from_xml(tenantvm.render_tenant_vm(made, OURS).xml)
+    assert list(map(str, domain.hostdevs)) == ["0000:6e:00.0", "0000:a8:00.0"]
+    assert (domain.owner, domain.uuid) == (GRANT.owner, GRANT.vm_uuid)
+
+
+def test_the_vm_of_a_lease_for_any_has_a_uuid_that_is_the_same_each_time_and_another_for_each_lease() -> None:
+    other = replace(GIVEN, lease_id=GIVEN.lease_id.replace("6f", "70"))
+    uuids = [tenantvm.for_lease(TenantVmSettings(), Request(), each, HOST).uuid for each in (GIVEN, GIVEN, other)]
+    assert uuids[0] == uuids[1] != uuids[2]
+
+
+def test_a_uuid_is_taken_unless_the_lease_is_for_another_vm() -> None:
+    mine = Uuid("99999999-2222-3333-4444-555555555555")
+    assert tenantvm.for_lease(TenantVmSettings(), Request(uuid=mine), GIVEN, HOST).uuid == str(mine)
+    with pytest.raises(BadRequest) as refusal:
+        tenantvm.for_lease(TenantVmSettings(), Request(uuid=mine), GRANT, HOST)
+    assert refusal.value.why == f"it is for the VM {GRANT.vm_uuid}"
+
+
+def test_a_gpu_of_a_lease_that_this_host_has_not_is_refused() -> None:
+    elsewhere = replace(GRANT, gpus=(replace(GRANT.gpus[0], address=Bdf(0, 0xFE, 0, 0)), GRANT.gpus[1]))
+    with pytest.raises(FmctlError) as refusal:
+        tenantvm.for_lease(TenantVmSettings(), Request(), elsewhere, HOST)
+    assert "0000:fe:00.0" in refusal.value.why
+
+
+def test_what_is_no_gpu_is_not_given_whatever_a_lease_says() -> None:
+    switch = next(device.function.bdf for device in H100.devices if device.role is not Role.GPU)
+    with pytest.raises(FmctlError):
+        tenantvm.for_lease(
+            TenantVmSettings(), Request(), replace(GRANT, gpus=(replace(GRANT.gpus[0], address=switch),)), HOST
+        )
+
+
+def test_bare_devices_are_hostdevs_of_exactly_these_functions() -> None:
+    xml = tenantvm.render_devices(GRANT.addresses.values(), OURS).xml
+    found = domaincheck.parse(f"<devices>{xml}</devices>")
+    assert [(element.tag, element.get("managed")) for element in found] == [("hostdev", "no")] * 2
+    assert [address.get("bus") for address in found.iterfind("hostdev/source/address")] == ["0x6e", "0xa8"]
+    assert found.findall("hostdev/address") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("managed='no'", "managed='yes'", "managed='no'"),
+        ("vm.devices", "vm.devices[:1]", "its PCI functions of the host"),
+        ("{% endfor %}", "{% endfor %}<disk/>", "something beside hostdevs"),
+        ("{% endfor %}", "{% endfor %}</devices><cpu/><devices>", "something beside hostdevs"),
+    ],
+)
+def test_an_operator_s_template_of_bare_devices_meets_the_same_checks(old: str, new: str, why: str) -> None:
+    ours = OURS[tenantvm.TENANT_DEVICES]
+    assert old in ours.text
+    with pytest.raises(BadTemplate) as refusal:
+        tenantvm.render_devices(
+            GRANT.addresses.values(),
+            {**OURS, tenantvm.TENANT_DEVICES: replace(ours, text=ours.text.replace(old, new))},
+        )
+    assert why in refusal.value.why
