@@ -15,6 +15,7 @@ from fmctl.control.closedstore import ClosedStore
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
 from fmctl.control.domain import World
+from fmctl.control.fabricstarts import FabricStarts
 from fmctl.control.gate import HostGate
 from fmctl.control.gpus import Gpus
 from fmctl.control.logs import MAX_LINES, GuestLogs
@@ -51,8 +52,12 @@ PROBE_INTERVAL = 10.0
 """Seconds between two calls that the daemon makes to itself, for the watchdog."""
 LONGEST_PROBE = 60.0
 """Seconds for which none of them may be answered."""
+LIBVIRT_URI = "qemu:///system"
+"""How libvirt is reached where no setting says so."""
+LIBVIRT_SOCKETS = ("libvirt-sock", "virtqemud-sock")
+"""The sockets of libvirt's daemon for QEMU: the one for all drivers, and the one for it alone."""
 LONGEST_LOOK = 60.0
-"""Seconds that the monitor's turn may take: two calls to the agent with deadlines of 5 s, its pause, and a margin."""
+"""Seconds that the monitor's turn may take: three calls to the agent with deadlines of 5 s, its pause, and a margin."""
 
 
 def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
@@ -66,8 +71,8 @@ def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
             why="agent is set, but a Service VM that fmctl manages brings its own" if managed else "agent is not set",
             fix="set service_vm.managed: false with agent, or neither of them",
         )
-    hypervisor = _libvirt(settings.libvirt_uri) if managed else None
-    _Daemon(settings, local.this_host(settings.platform), hypervisor, notifier, insecure_tcp=insecure_tcp).run()
+    host = local.this_host(settings.platform)
+    _Daemon(settings, host, _libvirt(settings), notifier, insecure_tcp=insecure_tcp).run()
 
 
 def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | None, *, insecure_tcp: bool) -> None:
@@ -109,7 +114,7 @@ class _Daemon:
         insecure_tcp: bool,
         simulated: bool = False,
     ) -> None:
-        """Without a hypervisor the Service VM is someone else's."""
+        """Without a hypervisor, which a managed Service VM needs, no VM is followed."""
         self._settings = settings
         self._notifier = notifier
         self._watchdog = Watchdog(notifier)
@@ -120,13 +125,15 @@ class _Daemon:
         self._agent_address = settings.agent or Address(_vsock(settings.service_vm))
         self._relay = self._to_agent()
         self._agent = AgentClient(self._dialled(), name=str(self._agent_address), failure=self._failure)
-        self._service_vm = self._keeper(hypervisor) if hypervisor else None
+        managed = settings.service_vm.managed
+        self._service_vm = self._keeper(hypervisor) if hypervisor and managed else None
+        self._starts = None if managed else FabricStarts(self._agent, self._generation, self._started_fresh)
         self._logs = GuestLogs(self._agent)
         self._store = _store(Path(settings.state_dir.path))
         self._controller = FabricController(
             self._agent,
             self._store,
-            HostGate(host.inventory, host.check, self._service_vm),
+            HostGate(host.inventory, host.check, self._service_vm, lambda: self._starts.current if self._starts else 0),
             Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=_log_step), hypervisor),
             rules=LeaseRules(settings.mode, settings.unowned_partitions, settings.release_gone_after_s or None),
             host_id=identity.machine_id(),
@@ -179,6 +186,8 @@ class _Daemon:
     def _look(self) -> tuple[FabricState, str]:
         """Fabric Manager's state, and the service manager told of it; the monitor's turn."""
         self._beat()
+        if self._starts is not None:
+            self._starts.look()
         state, message = self._controller.refresh()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
@@ -191,6 +200,13 @@ class _Daemon:
         self._controller.record(Kind.FABRIC, state.value)
         if self._service_vm is not None:
             self._service_vm.wake()
+
+    def _started_fresh(self, detail: str) -> None:
+        self._controller.record(Kind.FABRIC, "started fresh", detail)
+
+    @property
+    def _generation(self) -> FileGeneration:
+        return FileGeneration(Path(self._settings.state_dir.path) / "fabric-generation")
 
     def _log(self, lines: int) -> KeptLog:
         return KeptLog(self._logs.recent(lines or MAX_LINES), self._logs.dropped)
@@ -206,7 +222,7 @@ class _Daemon:
             host.check,
             functools.partial(host.service_vm, settings),
             lambda: self._controller.active(),
-            FileGeneration(Path(settings.state_dir.path) / "fabric-generation"),
+            self._generation,
             host.images(settings),
         )
         rules = Rules(
@@ -272,10 +288,22 @@ def _vsock(settings: ServiceVmSettings) -> VsockAddress:
     return VsockAddress(settings.cid, settings.agent_port)
 
 
-def _libvirt(uri: str) -> Hypervisor:
-    from fmctl.host.hypervisor import Libvirt
+def _libvirt(settings: DaemonSettings, here: Path = Path("/run/libvirt")) -> Hypervisor | None:
+    """Libvirt, by which VMs are followed; None where nothing needs or names it, and this host has none.
 
-    return Libvirt(uri)
+    Raises FmctlError where it is needed or named, and its Python module is missing.
+    """
+    wanted = settings.service_vm.managed or settings.libvirt_uri is not None
+    if not wanted and not any((here / name).is_socket() for name in LIBVIRT_SOCKETS):
+        return None
+    try:
+        from fmctl.host.hypervisor import Libvirt
+    except FmctlError as error:
+        if wanted:
+            raise
+        log.warning("VMs are not followed: %s", error)
+        return None
+    return Libvirt(settings.libvirt_uri or LIBVIRT_URI)
 
 
 def _platform(settings: DaemonSettings, host: Host) -> Platform | None:

@@ -22,11 +22,16 @@ class HostGate:
         inventory: Callable[[], Inventory],
         check: Callable[[Inventory], None],
         service_vm: ServiceVm | None = None,
+        generation: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`inventory` raises NoBoard where the host has no board; `check` HostCordoned where passthrough is unsafe."""
+        """`inventory` raises NoBoard where the host has no board; `check` HostCordoned where passthrough is unsafe.
+
+        `generation` is the fabric generation where the Service VM is someone else's.
+        """
         self._inventory = inventory
         self._check = check
         self._service_vm = service_vm
+        self._generation = generation
 
     def refuse_new_work(self) -> None:
         """Raise HostCordoned where the Service VM is beyond repair without harm, or a PCIe device could escape."""
@@ -49,5 +54,7 @@ class HostGate:
         return seen or self._inventory()
 
     def status(self) -> ServiceVmStatus:
-        """The Service VM, as it was last seen; an unmanaged one is never looked at."""
-        return self._service_vm.status() if self._service_vm else ServiceVmStatus()
+        """The Service VM, as it was last seen; of an unmanaged one nothing but its fabric generation is known."""
+        if self._service_vm is None:
+            return ServiceVmStatus(fabric_generation=self._generation())
+        return self._service_vm.status()

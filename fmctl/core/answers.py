@@ -43,13 +43,15 @@ class FabricFacts:
     """What is known of Fabric Manager's program: as read when it last started, or the agent did.
 
     Versions are empty while unknown, `config` is the fabricmanager.cfg that it was started with, and `nvlsm` the state
-    of the NVLink subnet manager, empty where the hardware has none.
+    of the NVLink subnet manager, empty where the hardware has none. `fabric_start` names the fresh start by which the
+    NVSwitches are set up: another text after each one, the same after a restart; empty while unknown.
     """
 
     fm_version: str = ""
     driver_version: str = ""
     config: Mapping[str, str] = field(default_factory=dict)
     nvlsm: str = ""
+    fabric_start: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class AgentStatus:
     fm_log: tuple[str, ...] = ()
     fm_config: Mapping[str, str] = field(default_factory=dict)
     nvlsm: str = ""
+    fabric_start: str = ""
 
 
 class ServiceVmState(str, Enum):

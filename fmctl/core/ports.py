@@ -258,6 +258,9 @@ class Generation(Protocol):
     def advance(self) -> int:
         """Count one more, for good once this returns; the new number."""
 
+    def follow(self, start: str) -> int:
+        """The number, with one more counted unless that fresh start is the one that was last followed."""
+
 
 class Gate(Protocol):
     """Whether this host takes new work, which hangs on its Service VM and on its devices."""

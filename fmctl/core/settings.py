@@ -284,7 +284,11 @@ class DaemonSettings:
         doc="when a live Service VM that cannot be reached is restarted: when-idle (no VM holds two GPUs) or always",
     )
     tenant_vm: TenantVmSettings = setting(TenantVmSettings(), doc="what `fmctl tenant-vm` makes tenant VMs of")
-    libvirt_uri: str = setting("qemu:///system", doc="how libvirt is reached")
+    libvirt_uri: str | None = setting(
+        None,
+        doc="how libvirt is reached, by which tenants' VMs are followed; by default qemu:///system, but where the"
+        " Service VM is not managed only if libvirt's socket is there as the daemon starts",
+    )
     image_dir: AbsolutePath = setting(
         AbsolutePath.parse("/var/lib/fmctl/images"), doc="the folder of the Service VM's images"
     )

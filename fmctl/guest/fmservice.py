@@ -21,6 +21,7 @@ from fmctl.core.answers import FabricFacts, ProcessState
 from fmctl.core.errors import FmctlError
 from fmctl.core.fmconfig import ConfigValues
 from fmctl.core.template import Template
+from fmctl.guest.fabricstart import FabricStart
 from fmctl.guest.kept import STOP_GRACE, KeptProcess
 from fmctl.guest.nvlink5 import Ports, SubnetManager
 
@@ -88,6 +89,7 @@ class FmService:
         self._ports = ports or Ports(root)
         self._process = KeptProcess("Fabric Manager", run_dir / "fabric-manager.json", stop_grace=stop_grace)
         self._nvlsm = SubnetManager(nvlsm_command, run_dir / "nvlsm.json", stop_grace=stop_grace)
+        self._starts = FabricStart(run_dir / "fabric-start.json", root, configuration.stock)
         self._facts = FabricFacts()
         self._turn = threading.Lock()
 
@@ -96,8 +98,9 @@ class FmService:
         return self._process.state() if self._command else ProcessState.UNMANAGED
 
     def facts(self) -> FabricFacts:
-        """What was read when Fabric Manager last started, or with `look`, and how NVLSM is now."""
-        return replace(self._facts, nvlsm=self._nvlsm.state())
+        """What was read when Fabric Manager last started, or with `look`, and how NVLSM and the fabric are now."""
+        start = self._starts.noted() if self._command else self._starts.seen()
+        return replace(self._facts, nvlsm=self._nvlsm.state(), fabric_start=start)
 
     def look(self) -> None:
         """Read the versions and the configuration of what an earlier agent started; takes as long as the program does.
@@ -133,6 +136,8 @@ class FmService:
         self._process.stop()
         if guid is not None:
             self._nvlsm.start(guid, restart=restart)
+        if not restart:
+            self._starts.begin()
         argv = [*self._command, "-c", str(self._configuration.path)]
         argv += [] if guid is None else ["-g", guid]
         pid = self._process.start([*argv, *(["--restart"] if restart else [])])

@@ -82,6 +82,7 @@ class AgentClient(Client):
             tuple(answer.fm_log),
             dict(answer.fm_config),
             answer.nvlsm,
+            answer.fabric_start,
         )
 
     def start_fabric_manager(self, mode: StartMode, active: Sequence[int], *, timeout: float) -> None:

@@ -73,6 +73,7 @@ class FabricManagerServicer(FabricManagerServiceServicer):
             fm_log=status.fm_log,
             fm_config=status.fm_config,
             nvlsm=status.nvlsm,
+            fabric_start=status.fabric_start,
         )
 
     def StartFabricManager(

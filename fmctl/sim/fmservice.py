@@ -22,6 +22,8 @@ class MemoryProcess:
         self._clock = clock
         self._state = ProcessState.NOT_STARTED
         self._saved: SavedState | None = None
+        self._starts = 0
+        self._known = False
 
     def state(self) -> ProcessState:
         """Whether it runs, or ran."""
@@ -31,6 +33,7 @@ class MemoryProcess:
         """Start it; a restart with no saved state ends at once, as the real one does."""
         if not restart:
             fabric = Fabric.started(self._platform, now=self._clock())
+            self._starts, self._known = self._starts + 1, True
         elif self._saved is None:
             return self.die()
         else:
@@ -40,8 +43,8 @@ class MemoryProcess:
         self._nvfm.replace(fabric)
 
     def facts(self) -> FabricFacts:
-        """Nothing is known of a program that is none."""
-        return FabricFacts()
+        """Nothing is known of a program that is none, but which fresh start the fabric is of."""
+        return FabricFacts(fabric_start=f"start-{self._starts}" if self._known else "")
 
     def die(self) -> None:
         """Let it be gone, as after kill -9; its saved state stays."""
@@ -51,7 +54,7 @@ class MemoryProcess:
     def reboot(self) -> None:
         """Let the guest boot anew: nothing runs, nothing is saved."""
         self._state = ProcessState.NOT_STARTED
-        self._saved = None
+        self._saved, self._known = None, False
         self._nvfm.replace(None)
 
 

@@ -9,6 +9,7 @@ class MemoryGeneration:
 
     def __init__(self) -> None:
         self._value = 0
+        self._start = ""
 
     def current(self) -> int:
         """The number."""
@@ -16,5 +17,11 @@ class MemoryGeneration:
 
     def advance(self) -> int:
         """Count one more."""
-        self._value += 1
+        self._value, self._start = self._value + 1, ""
+        return self._value
+
+    def follow(self, start: str) -> int:
+        """Count one more for a start that is a new one."""
+        if start != self._start:
+            self._value, self._start = self._value + 1, start
         return self._value

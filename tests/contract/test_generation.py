@@ -24,6 +24,21 @@ def test_it_counts_from_nothing(generation: Generation) -> None:
     assert generation.current() == 2
 
 
+def test_a_start_counts_once_whoever_asks_again(generation: Generation) -> None:
+    assert [generation.follow(start) for start in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
+    assert generation.current() == 3
+
+
+def test_a_start_that_is_followed_after_starts_that_were_not_is_a_new_one(generation: Generation) -> None:
+    assert [generation.follow("a"), generation.advance(), generation.follow("a")] == [1, 2, 3]
+
+
+def test_what_was_followed_survives_the_process(tmp_path: Path) -> None:
+    assert FileGeneration(tmp_path / "n").follow("a") == 1
+    again = FileGeneration(tmp_path / "n")
+    assert (again.current(), again.follow("a"), again.follow("b")) == (1, 1, 2)
+
+
 def test_a_file_survives_its_process_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     FileGeneration(tmp_path / "n").advance()
     again = FileGeneration(tmp_path / "n")

@@ -262,6 +262,17 @@ def test_an_agent_that_was_started_again_knows_what_runs(make: Make, notes: Path
     assert again.facts().config["FABRIC_MODE"] == "1"
 
 
+def test_a_fresh_start_gives_the_fabric_another_name_and_a_restart_leaves_it(make: Make, notes: Path) -> None:
+    service = make()
+    assert service.facts().fabric_start == ""
+    names = []
+    for restart in (False, True, False):
+        service.start(restart=restart)
+        names.append(service.facts().fabric_start)
+    assert "" != names[0] == names[1] != names[2] != ""
+    assert make().facts().fabric_start == names[2]
+
+
 def test_a_program_that_has_not_run_is_not_asked(make: Make, tmp_path: Path) -> None:
     service = make(command=["/bin/sh", "-c", f"touch {tmp_path}/asked", "fm"])
     service.look()

@@ -121,10 +121,12 @@ def test_a_start_that_cannot_work_says_why(guest: Guest) -> None:
 def test_its_status_tells_what_it_started_and_so_does_the_next_agent_s(guest: Guest) -> None:
     guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
     eventually(lambda: guest.state is FabricState.READY)
+    starts = set()
 
     def is_told() -> bool:
         status = guest.client.status(timeout=T)
         known = (status.fm_version, status.driver_version, status.versions_differ, status.nvlsm)
+        starts.add(status.fabric_start)
         return (
             known == ("580.95.05", "580.95.05", "", "")
             and status.fm_config.get("FABRIC_MODE") == "1"
@@ -135,6 +137,7 @@ def test_its_status_tells_what_it_started_and_so_does_the_next_agent_s(guest: Gu
     guest.agent.end(signal.SIGKILL)
     guest.boot_agent()
     eventually(is_told)
+    assert len(starts - {""}) == 1
 
 
 def test_another_driver_refuses_the_start_and_names_both(guest: Guest) -> None:

@@ -258,6 +258,7 @@ class GetAgentStatusResponse(_message.Message):
     FM_LOG_FIELD_NUMBER: _builtins.int
     FM_CONFIG_FIELD_NUMBER: _builtins.int
     NVLSM_FIELD_NUMBER: _builtins.int
+    FABRIC_START_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The agent's own version."""
     fabric_state: _partition_pb2.FabricState.ValueType
@@ -275,6 +276,10 @@ class GetAgentStatusResponse(_message.Message):
     """How the two differ; empty if they do not, or are not known. Fabric Manager is not started then."""
     nvlsm: _builtins.str
     """The NVLink subnet manager's state; empty where the hardware has none."""
+    fabric_start: _builtins.str
+    """Names the fresh start of Fabric Manager by which the NVSwitches are set up: another text after each one, the same
+    after a restart, and while Fabric Manager is down. Empty where that is not known.
+    """
     @_builtins.property
     def fm_log(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The last lines of Fabric Manager's log, the newest last."""
@@ -298,10 +303,11 @@ class GetAgentStatusResponse(_message.Message):
         fm_log: _abc.Iterable[_builtins.str] | None = ...,
         fm_config: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         nvlsm: _builtins.str = ...,
+        fabric_start: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "driver_version", b"driver_version", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "fm_config", b"fm_config", "fm_log", b"fm_log", "fm_version", b"fm_version", "library", b"library", "nvlsm", b"nvlsm", "simulated", b"simulated", "version", b"version", "versions_differ", b"versions_differ"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "driver_version", b"driver_version", "fabric_message", b"fabric_message", "fabric_start", b"fabric_start", "fabric_state", b"fabric_state", "fm_config", b"fm_config", "fm_log", b"fm_log", "fm_version", b"fm_version", "library", b"library", "nvlsm", b"nvlsm", "simulated", b"simulated", "version", b"version", "versions_differ", b"versions_differ"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
