@@ -38,6 +38,7 @@ FULL_LEASE = Lease(
     generation=7,
     vm_generation=6,
     vm_instance=12,
+    vm_rebooted=T0 + 0.5,
     vm_gone=T0 + 0.6,
     fm_version="570.86.15",
     required_guest_driver="570",

@@ -124,6 +124,7 @@ class Gpus:
                 domain.instance,
                 frozenset(ids[bdf] for bdf in domain.hostdevs if bdf in ids),
                 domain.owner,
+                domain.rebooted,
             )
             for domain in domains
         )

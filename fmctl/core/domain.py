@@ -36,7 +36,8 @@ class Domain:
     `hostdevs` are the host's PCI functions that it was given, by address, `cid` its context id for vsock, `fingerprint`
     what fmctl wrote into the domain's metadata, empty in a domain that fmctl did not make, and `image` which image it
     boots, empty where the settings name its files. `instance` is libvirt's number of this life of it: another start has
-    another one. `owner` is who the tenant is, where the domain's metadata names it in fmctl's namespace.
+    another one. `owner` is who the tenant is, where the domain's metadata names it in fmctl's namespace. `rebooted` is
+    when its guest was last seen to boot again in the same life, in seconds since the epoch; None where nobody saw it.
     """
 
     uuid: str
@@ -48,6 +49,7 @@ class Domain:
     image: str = ""
     instance: int = 0
     owner: str = ""
+    rebooted: float | None = None
 
     @classmethod
     def from_xml(cls, xml: str, state: DomainState = DomainState.RUNNING) -> Domain:

@@ -75,8 +75,8 @@ class Lease:
     `unsettled_until`, for a call to Fabric Manager that was given up may take effect until then.
 
     `generation` is the fabric generation in which its partitions were last activated, and `vm_generation` the one in
-    which its VM last started, as libvirt's number `vm_instance` tells; 0 before. `vm_gone` is since when that VM, which
-    was seen, runs no more.
+    which its VM last started, as libvirt's number `vm_instance` tells; 0 before. `vm_rebooted` is when that VM was last
+    seen to boot again since, which counts as a start. `vm_gone` is since when that VM, which was seen, runs no more.
 
     `fm_version` is Fabric Manager's, and `required_guest_driver` the driver that a guest must have. `revision` is the
     store's, of the commit that changed the lease last; it serves as the lease's etag.
@@ -103,6 +103,7 @@ class Lease:
     generation: int = 0
     vm_generation: int = 0
     vm_instance: int = 0
+    vm_rebooted: float | None = None
     vm_gone: float | None = None
     fm_version: str = ""
     required_guest_driver: str = ""

@@ -24,13 +24,17 @@ LATE = 75.0
 
 @dataclass(frozen=True)
 class Vm:
-    """A running VM, with the physical ids of the GPUs that it was given, and whom its own metadata names as owner."""
+    """A running VM, with the physical ids of the GPUs that it was given, and whom its own metadata names as owner.
+
+    `instance` and `rebooted` are as in `core.domain.Domain`.
+    """
 
     uuid: str
     name: str
     instance: int
     gpus: frozenset[int] = frozenset()
     owner: str = ""
+    rebooted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,15 +215,21 @@ def _follow_vm(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | st
 
 
 def _vm_runs(lease: Lease, vm: Vm) -> Iterator[Step]:
-    """Of a VM that runs before its partitions are active in a new fabric, the fabric is the one before."""
-    if lease.vm_instance != vm.instance:
-        what = "its VM started again" if lease.vm_seen else "its VM started"
+    """Of a VM that runs before its partitions are active in a new fabric, the fabric is the one before.
+
+    A reboot in the same process is a start, too, for it resets the GPUs. One that nobody saw is not guessed.
+    """
+    started = lease.vm_instance != vm.instance
+    if started or vm.rebooted not in (None, lease.vm_rebooted):
+        again = "its VM started again" if started else "its VM rebooted"
+        what = again if lease.vm_seen else "its VM started"
         yield _write(
             lease,
             what,
             vm.name,
             vm_seen=True,
             vm_instance=vm.instance,
+            vm_rebooted=vm.rebooted,
             vm_generation=lease.generation,
             vm_gone=None,
         )

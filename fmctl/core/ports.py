@@ -222,7 +222,7 @@ class Hypervisor(Protocol):
     """
 
     def domains(self, *, timeout: float) -> tuple[Domain, ...]:
-        """Every domain that has a process, by name."""
+        """Every domain that has a process, by name; of reboots only those since somebody watches are known."""
 
     def create(self, xml: str, *, timeout: float) -> Domain:
         """Start a transient domain; raises DomainRefused where libvirt does not take it, or one has its name."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fmctl.core.domain import Domain, DomainState, refusal, unreadable
@@ -41,13 +43,15 @@ class Libvirt:
         _serve_events()
         self._uri = uri
         self._calls = Calls()
-        self._listener = Listener(lambda changed: _Ear(uri, keepalive, changed), self._calls)
+        self._reboots = _Reboots()
+        self._listener = Listener(lambda changed: _Ear(uri, keepalive, changed, self._reboots.note), self._calls)
         self._closed = False
 
     def domains(self, *, timeout: float) -> tuple[Domain, ...]:
         """Every domain that has a process, by name."""
+        began = time.time()
         try:
-            return self._call(listed, timeout=timeout)
+            return self._reboots.added_to(self._call(listed, timeout=timeout), began)
         except libvirt.libvirtError as error:
             raise self._unreachable(str(error)) from error
 
@@ -151,13 +155,43 @@ def _close(connection: Any) -> None:
         connection.close()
 
 
+class _Reboots:
+    """When guests were last heard to boot again, each by its domain's UUID and instance.
+
+    What happens while no connection listens is never heard of.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heard: dict[tuple[str, int], float] = {}
+
+    def note(self, uuid: str, instance: int) -> None:
+        """A guest boots again, now."""
+        with self._lock:
+            self._heard[uuid, instance] = time.time()
+
+    def added_to(self, domains: tuple[Domain, ...], began: float) -> tuple[Domain, ...]:
+        """The domains with what was heard of them; of others nothing is kept that was heard before the list began."""
+        listed = {(domain.uuid, domain.instance) for domain in domains}
+        with self._lock:
+            self._heard = {key: at for key, at in self._heard.items() if key in listed or at >= began}
+            return tuple(replace(each, rebooted=self._heard.get((each.uuid, each.instance))) for each in domains)
+
+
 class _Ear:
     """A connection that tells of events, and of its end; once it is made, only the event loop uses it."""
 
-    def __init__(self, uri: str, keepalive: tuple[int, int], changed: Callable[[], None]) -> None:
-        """Listen, or raise NoAnswer."""
+    def __init__(
+        self,
+        uri: str,
+        keepalive: tuple[int, int],
+        changed: Callable[[], None],
+        rebooted: Callable[[str, int], None],
+    ) -> None:
+        """Listen, or raise NoAnswer. `rebooted` hears the UUID and the instance of a domain whose guest boots again."""
         self.broken = False
         self._changed = changed
+        self._rebooted = rebooted
         self._events: list[int] = []
         self._connection = _opened(uri)
         try:
@@ -168,8 +202,12 @@ class _Ear:
 
     def _listen(self, keepalive: tuple[int, int]) -> None:
         self._connection.registerCloseCallback(self._lost, None)
-        for event in (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT):
-            self._events.append(self._connection.domainEventRegisterAny(None, event, self._told, None))
+        told = {
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: self._told,
+            libvirt.VIR_DOMAIN_EVENT_ID_REBOOT: self._told_of_reboot,
+        }
+        for event, callback in told.items():
+            self._events.append(self._connection.domainEventRegisterAny(None, event, callback, None))
         try:
             self._connection.setKeepAlive(*keepalive)
         except libvirt.libvirtError as error:
@@ -177,6 +215,11 @@ class _Ear:
                 raise
 
     def _told(self, *event: object) -> None:
+        self._changed()
+
+    def _told_of_reboot(self, connection: object, domain: Any, opaque: object) -> None:
+        """What the event itself says of the domain; libvirt is asked nothing here."""
+        self._rebooted(domain.UUIDString(), domain.ID())
         self._changed()
 
     def _lost(self, *reason: object) -> None:

@@ -70,7 +70,11 @@ def _first(connection: sqlite3.Connection) -> None:
     storerows.put_meta(connection, storerows.COMPACTED, "0")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first,)
+def _reboots(connection: sqlite3.Connection) -> None:
+    """Documents of leases have `vm_rebooted`, which is null in older ones."""
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _reboots)
 """What brings a file from each version to the next, from 0, which has nothing in it."""
 
 

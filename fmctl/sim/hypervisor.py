@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 import uuid as uuids
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -171,6 +172,8 @@ class SimulatedHypervisor:
         with self._state:
             if process.ended:
                 self._processes.pop(process.domain.uuid, None)
+            elif self._watchers and not self._away:
+                process.domain = replace(process.domain, rebooted=time.time())
             self._tell()
 
     def _show(self, process: Process, state: DomainState) -> None:

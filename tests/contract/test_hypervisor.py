@@ -26,8 +26,8 @@ SERVICE = Domain(UUID, "service-vm", DomainState.RUNNING, fingerprint="print of 
 
 
 def plain(*domains: Domain) -> tuple[Domain, ...]:
-    """The domains, whichever life of theirs it is."""
-    return tuple(replace(domain, instance=0) for domain in domains)
+    """The domains, whichever life of theirs it is, and whether or not their guests booted again in it."""
+    return tuple(replace(domain, instance=0, rebooted=None) for domain in domains)
 
 
 class Side(Protocol):
@@ -200,6 +200,35 @@ def test_a_watcher_hears_of_start_reboot_pause_and_end_in_a_thread_of_its_own(
     eventually(lambda: hypervisor.domains(timeout=T) == ())
     assert len(news.threads) == 1
     assert threading.current_thread() not in news.threads
+
+
+def test_each_reboot_is_told_by_its_time_while_somebody_watches(side: Side, hypervisor: Hypervisor) -> None:
+    def rebooted() -> float | None:
+        return hypervisor.domains(timeout=T)[0].rebooted
+
+    began = time.time()
+    hypervisor.create(document(), timeout=T)
+    hypervisor.create(document("other", UUID_2), timeout=T)
+    News(hypervisor)
+    assert [domain.rebooted for domain in hypervisor.domains(timeout=T)] == [None, None]
+    times = [0.0]
+    for _ in range(2):
+        side.reboot(UUID_2)
+        times.append(eventually(lambda: (at := rebooted()) != times[-1] and at) or 0.0)
+        assert rebooted() == times[-1]
+    assert began <= times[1] < times[2] <= time.time()
+    assert hypervisor.domains(timeout=T)[1].rebooted is None
+    hypervisor.destroy(UUID_2, timeout=T)
+    assert hypervisor.create(document("other", UUID_2), timeout=T).rebooted is None
+    assert rebooted() is None
+
+
+def test_a_reboot_that_nobody_watched_for_is_not_told(side: Side, hypervisor: Hypervisor) -> None:
+    hypervisor.create(document(), timeout=T)
+    side.reboot(UUID)
+    time.sleep(0.3)
+    News(hypervisor)
+    assert hypervisor.domains(timeout=T)[0].rebooted is None
 
 
 def quiet(news: News) -> bool:

@@ -95,6 +95,27 @@ def test_a_vm_from_before_a_fresh_start_is_interrupted_until_it_starts_again() -
     assert not queries.is_interrupted(world.lease(lease.id))
 
 
+def test_a_vm_that_is_seen_to_reboot_has_its_nvlinks_again_and_one_that_nobody_saw_has_not() -> None:
+    world = World()
+    lease = world.allocate("a", "r", count=2)
+    world.start_vm("vm", lease.gpus)
+    world.settle()
+    world.start_fresh()
+    world.settle()
+    world.host.hypervisor.reboot(uuid_of("vm"))
+    world.settle()
+    queries = world.controller.queries
+    assert queries.is_interrupted(world.lease(lease.id))
+    world.host.hypervisor.watch(lambda: None)
+    world.restart_daemon()
+    world.host.hypervisor.reboot(uuid_of("vm"))
+    world.settle()
+    assert not queries.is_interrupted(world.lease(lease.id))
+    world.start_fresh()
+    world.settle()
+    assert queries.is_interrupted(world.lease(lease.id))
+
+
 def test_a_vm_that_started_while_fabric_manager_was_away_is_interrupted_by_a_fresh_start() -> None:
     world = World()
     lease = world.allocate("a", "r", count=2)

@@ -209,6 +209,21 @@ def test_only_another_start_of_its_vm_ends_an_interruption() -> None:
     assert not restarted.interrupted(2)
 
 
+def test_a_reboot_that_was_seen_ends_an_interruption_once_and_one_that_was_not_is_not_guessed() -> None:
+    lease = replace(LEASE, vm_seen=True, vm_instance=5, vm_generation=1, generation=2, vm_rebooted=100.0)
+    again = replace(VM, rebooted=200.0)
+    step = planned(lease, seen(3, vms=(again,), open=VM.gpus, generation=2))
+    rebooted = written(step)
+    assert not rebooted.interrupted(2)
+    assert isinstance(step.steps[0], Write)
+    assert step.steps[0].entries[0].what == "its VM rebooted"
+    for known in (VM, again):
+        assert planned(rebooted, seen(3, vms=(known,), open=VM.gpus, generation=2)) == Plan()
+    assert rebooted.interrupted(3)
+    for known in (VM, replace(VM, rebooted=100.0)):
+        assert planned(lease, seen(3, vms=(known,), open=VM.gpus, generation=2)) == Plan()
+
+
 @pytest.mark.parametrize(
     "look",
     [seen(vms=(VM,), open=VM.gpus, generation=2), replace(seen(generation=2), listed=None, vms=(VM,), open=VM.gpus)],
