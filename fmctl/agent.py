@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fmctl import notify, process, templates
 from fmctl.control.agent import LocalAgent
+from fmctl.control.breakglass import BreakGlass
 from fmctl.control.logbuffer import LogBuffer
 from fmctl.control.monitor import Monitor
 from fmctl.core.address import UnixAddress
@@ -21,6 +22,7 @@ from fmctl.core.errors import BadRequest
 from fmctl.core.fmconfig import ConfigValues
 from fmctl.core.loglines import LogSource
 from fmctl.core.settings import AgentSettings
+from fmctl.guest.audit import AuditFile
 from fmctl.guest.fmlog import FmLog
 from fmctl.guest.fmservice import Configuration, FmService
 from fmctl.guest.kernellog import KernelLog
@@ -40,6 +42,8 @@ POLL_INTERVAL = 5.0
 """Seconds between two looks at Fabric Manager, for the health service."""
 LONGEST_TURN = 20.0
 """Seconds that a loop of the agent's may take for a turn, or the server for an answer to its own process."""
+TRAIL = "break-glass.jsonl"
+"""The record, in the agent's folder, of what a person changed past the daemon."""
 DIGEST = "FMCTL_AGENT_DIGEST"
 """Environment variable by which what starts the agent tells the SHA-256 of the archive that it runs from."""
 
@@ -71,10 +75,14 @@ class _Agent:
             package=self._package,
             logs=self._logs,
         )
+        trail = AuditFile(Path(str(settings.run_dir)) / TRAIL)
+        servicer = FabricManagerServicer(
+            self._agent, BreakGlass(self._agent, trail, self._logs, call_timeout=settings.call_timeout_s)
+        )
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (MANAGER_SERVICE,),
-            lambda grpc: add_FabricManagerServiceServicer_to_server(FabricManagerServicer(self._agent), grpc),
+            lambda grpc: add_FabricManagerServiceServicer_to_server(servicer, grpc),
         )
 
     def run(self) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path, PurePosixPath
 
 from fmctl import local, notify, platforms, process
+from fmctl.control.breakglass import Records
 from fmctl.control.closedstore import ClosedStore
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
@@ -121,7 +122,7 @@ class _Daemon:
         self._relay = self._to_agent()
         self._agent = AgentClient(self._dialled(), name=str(self._agent_address), failure=self._failure)
         self._service_vm = self._keeper(hypervisor) if hypervisor else None
-        self._logs = GuestLogs(self._agent)
+        self._logs = GuestLogs(self._agent, record=lambda text: self._records.take(text))
         self._store = _store(Path(settings.state_dir.path))
         self._controller = FabricController(
             self._agent,
@@ -138,6 +139,7 @@ class _Daemon:
             started=time.time(),
             simulated=simulated,
         )
+        self._records = Records(self._controller.store)
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE),
@@ -179,6 +181,7 @@ class _Daemon:
     def _look(self) -> tuple[FabricState, str]:
         """Fabric Manager's state, and the service manager told of it; the monitor's turn."""
         self._beat()
+        self._records.flush()
         state, message = self._controller.refresh()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:

@@ -134,6 +134,7 @@ class LocalAgent:
             fm_log=self._logs.last(LogSource.FABRIC_MANAGER, SHOWN_LINES),
             fm_config=facts.config,
             nvlsm=facts.nvlsm,
+            has_daemon=self._logs.awaited == math.inf,
         )
 
     def recent_status(self, max_age: float, *, timeout: float) -> AgentStatus:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import grpc
 
+from fmctl.control.breakglass import BreakGlass
 from fmctl.core.answers import StartMode
 from fmctl.core.errors import BadRequest
+from fmctl.core.fmcode import Operation
 from fmctl.core.loglines import LogLine, LogPosition, LogSource
 from fmctl.core.ports import KeptAgent
 from fmctl.rpc import convert
@@ -20,8 +22,10 @@ from fmctl.rpc.server import time_left
 class FabricManagerServicer(FabricManagerServiceServicer):
     """fmctl.v1.FabricManagerService."""
 
-    def __init__(self, agent: KeptAgent) -> None:
+    def __init__(self, agent: KeptAgent, break_glass: BreakGlass | None = None) -> None:
+        """Without `break_glass` nothing is changed past the daemon."""
         self._agent = agent
+        self._break_glass = break_glass
 
     def ListFabricPartitions(
         self, request: messages.ListFabricPartitionsRequest, context: grpc.ServicerContext
@@ -73,6 +77,7 @@ class FabricManagerServicer(FabricManagerServiceServicer):
             fm_log=status.fm_log,
             fm_config=status.fm_config,
             nvlsm=status.nvlsm,
+            has_daemon=status.has_daemon,
         )
 
     def StartFabricManager(
@@ -101,6 +106,25 @@ class FabricManagerServicer(FabricManagerServiceServicer):
         self._agent.replace(request.archive, request.digest, timeout=time_left(context))
         return messages.ReplaceAgentResponse()
 
+    def BreakGlass(
+        self, request: messages.BreakGlassRequest, context: grpc.ServicerContext
+    ) -> messages.BreakGlassResponse:
+        """A person's change where there is no daemon."""
+        named = request.WhichOneof("change")
+        if self._break_glass is None or named is None:
+            why = "no change is named" if self._break_glass else "this agent keeps no record of such changes"
+            raise BadRequest("nothing is changed past fmctld", why=why, fix="correct the call")
+        changed = self._break_glass.change(
+            Operation(named),
+            getattr(request, named),
+            user=request.user,
+            reason=request.reason,
+            timeout=time_left(context),
+        )
+        return messages.BreakGlassResponse(
+            partition=convert.partition_to(changed.partition), already=changed.already, simulated=changed.simulated
+        )
+
     def StreamLogs(
         self, request: messages.StreamLogsRequest, context: grpc.ServicerContext
     ) -> Iterator[messages.StreamLogsResponse]:
@@ -126,5 +150,6 @@ def _line(line: LogLine) -> messages.StreamLogsResponse:
 _SOURCES = {
     LogSource.FABRIC_MANAGER: messages.LOG_SOURCE_FABRIC_MANAGER,
     LogSource.KERNEL: messages.LOG_SOURCE_KERNEL,
+    LogSource.BREAK_GLASS: messages.LOG_SOURCE_BREAK_GLASS,
 }
 _MODES = {messages.START_MODE_FRESH: StartMode.FRESH, messages.START_MODE_RESTART: StartMode.RESTART}
