@@ -36,6 +36,8 @@ _COMMANDS = {
     "store": "fmctl.cli.store:store",
     "inventory": "fmctl.cli.inventory:inventory",
     "host": "fmctl.cli.host:host",
+    "gpu": "fmctl.cli.marks:gpu",
+    "partition": "fmctl.cli.marks:partition",
     "platform": "fmctl.cli.platform:platform",
     "vfio": "fmctl.cli.vfio:vfio",
     "service-vm": "fmctl.cli.servicevm:service_vm",

@@ -16,6 +16,7 @@ from fmctl.core.errors import BadRequest, FmctlError, HypervisorUnreachable
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.inventory import Inventory, Role
 from fmctl.core.lease import GpuDevice
+from fmctl.core.marked import HostGpu
 from fmctl.core.pci import Bdf
 from fmctl.core.plan import Vm
 from fmctl.core.ports import Hypervisor
@@ -82,6 +83,30 @@ class Gpus:
                 fix="choose addresses that `fmctl inventory` shows as GPUs",
             )
         return tuple(ids[bdf] for bdf in addresses)
+
+    def seen(self) -> tuple[HostGpu, ...]:
+        """Every GPU of the board as it is now, as far as it is known; never raises."""
+        try:
+            inventory = self._inventory()
+            functions = [device.function for device in inventory.devices if device.role is Role.GPU]
+            ids = {bdf: physical_id for physical_id, bdf in self._addresses(inventory).items()}
+        except FmctlError:
+            return ()
+        try:
+            usages = self._vfio.usages(inventory, [function.bdf for function in functions])
+        except FmctlError:
+            return tuple(HostGpu(ids.get(f.bdf), f.bdf, f.iommu_group, f.numa_node, f.driver) for f in functions)
+        return tuple(
+            HostGpu(
+                ids.get(usage.function.bdf),
+                usage.function.bdf,
+                usage.function.iommu_group,
+                usage.function.numa_node,
+                usage.function.driver,
+                usage.held_by if usage.is_held else "",
+            )
+            for usage in usages
+        )
 
     def open(self) -> Mapping[int, str] | None:
         """Who holds the VFIO group of each GPU that is held, by physical id; None where that cannot be told."""
