@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,9 @@ T = 30.0
 
 
 class Guest:
-    """The Service VM's inside."""
+    """The Service VM's inside; `prefix` comes before Fabric Manager's command line."""
 
-    def __init__(self, folder: Path, cleanup: contextlib.ExitStack) -> None:
+    def __init__(self, folder: Path, cleanup: contextlib.ExitStack, prefix: Sequence[str] = ()) -> None:
         self._folder = folder
         self.root = folder / "root"
         self._cleanup = cleanup
@@ -40,7 +40,7 @@ class Guest:
             "listen": f"{at}/agent.sock",
             "run_dir": f"{folder}/run",
             "fm_address": f"{at}/fm.sock",
-            "fm_command": command,
+            "fm_command": [*prefix, *command],
             "fm_config": f"{folder}/fm.cfg",
             "fm_stock_config": str(guestfiles.stock_config(folder / "root")),
             "fm_log": f"{folder}/fm.log",
