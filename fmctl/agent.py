@@ -10,10 +10,10 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmctl import notify, process, templates
 from fmctl.control.agent import LocalAgent
-from fmctl.control.breakglass import BreakGlass
 from fmctl.control.logbuffer import LogBuffer
 from fmctl.control.monitor import Monitor
 from fmctl.core.address import UnixAddress
@@ -35,6 +35,9 @@ from fmctl.rpc.relay import Relay
 from fmctl.rpc.server import MANAGER_SERVICE, Listening, Server
 from fmctl.rpc.vsock import from_host
 from fmctl.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from fmctl.control.breakglass import BreakGlass
 
 log = logging.getLogger(__name__)
 
@@ -75,18 +78,30 @@ class _Agent:
             package=self._package,
             logs=self._logs,
         )
-        trail = AuditFile(Path(str(settings.run_dir)) / TRAIL)
-        servicer = FabricManagerServicer(
-            self._agent, BreakGlass(self._agent, trail, self._logs, call_timeout=settings.call_timeout_s)
-        )
+        self._trail = AuditFile(Path(str(settings.run_dir)) / TRAIL)
+        self._glass: BreakGlass | None = None
+        self._making = threading.Lock()
+        servicer = FabricManagerServicer(self._agent, self._break_glass)
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (MANAGER_SERVICE,),
             lambda grpc: add_FabricManagerServiceServicer_to_server(servicer, grpc),
         )
 
+    def _break_glass(self) -> BreakGlass:
+        """What changes partitions past the daemon: put together when it is needed, since it hardly ever is."""
+        from fmctl.control.breakglass import BreakGlass
+
+        with self._making:
+            if self._glass is None:
+                timeout = self._settings.call_timeout_s
+                self._glass = BreakGlass(self._agent, self._trail, self._logs, call_timeout=timeout)
+            return self._glass
+
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM."""
+        if self._trail.lines():
+            self._break_glass()  # so that a daemon is told of them
         threading.Thread(target=self._service.look, name="look at Fabric Manager", daemon=True).start()
         with contextlib.ExitStack() as stack:
             stack.callback(self._worker.close)

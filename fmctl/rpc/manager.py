@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import grpc
 
-from fmctl.control.breakglass import BreakGlass
 from fmctl.core.answers import StartMode
 from fmctl.core.errors import BadRequest
 from fmctl.core.fmcode import Operation
@@ -18,12 +18,15 @@ from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as messages
 from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import FabricManagerServiceServicer
 from fmctl.rpc.server import time_left
 
+if TYPE_CHECKING:
+    from fmctl.control.breakglass import BreakGlass
+
 
 class FabricManagerServicer(FabricManagerServiceServicer):
     """fmctl.v1.FabricManagerService."""
 
-    def __init__(self, agent: KeptAgent, break_glass: BreakGlass | None = None) -> None:
-        """Without `break_glass` nothing is changed past the daemon."""
+    def __init__(self, agent: KeptAgent, break_glass: Callable[[], BreakGlass] | None = None) -> None:
+        """`break_glass` is called when it is needed; without it nothing is changed past the daemon."""
         self._agent = agent
         self._break_glass = break_glass
 
@@ -114,7 +117,7 @@ class FabricManagerServicer(FabricManagerServiceServicer):
         if self._break_glass is None or named is None:
             why = "no change is named" if self._break_glass else "this agent keeps no record of such changes"
             raise BadRequest("nothing is changed past fmctld", why=why, fix="correct the call")
-        changed = self._break_glass.change(
+        changed = self._break_glass().change(
             Operation(named),
             getattr(request, named),
             user=request.user,

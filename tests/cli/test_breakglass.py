@@ -50,7 +50,7 @@ class Guest:
         server = Server(
             Listening(Address.parse(self.address)),
             (MANAGER_SERVICE,),
-            lambda grpc: add_FabricManagerServiceServicer_to_server(FabricManagerServicer(agent, glass), grpc),
+            lambda grpc: add_FabricManagerServiceServicer_to_server(FabricManagerServicer(agent, lambda: glass), grpc),
         )
         stack.enter_context(server)
         stack.enter_context(logs)

@@ -17,7 +17,7 @@ from fmctl.core.book import Entry
 from fmctl.core.errors import BadRequest, FmctlError, NoSuchPartition, OutcomeUnknown, PartitionHeld, StoreUnusable
 from fmctl.core.fmcode import Operation
 from fmctl.core.loglines import LogPosition, LogSource
-from fmctl.core.plan import Mode, Rules
+from fmctl.core.rules import Mode, Rules
 from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
 from fmctl.sim.fmservice import Unmanaged
