@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmctl import notify, process, templates
 from fmctl.control.agent import LocalAgent
@@ -21,6 +22,7 @@ from fmctl.core.errors import BadRequest
 from fmctl.core.fmconfig import ConfigValues
 from fmctl.core.loglines import LogSource
 from fmctl.core.settings import AgentSettings
+from fmctl.guest.audit import AuditFile
 from fmctl.guest.fmlog import FmLog
 from fmctl.guest.fmservice import Configuration, FmService
 from fmctl.guest.kernellog import KernelLog
@@ -34,12 +36,17 @@ from fmctl.rpc.server import MANAGER_SERVICE, Listening, Server
 from fmctl.rpc.vsock import from_host
 from fmctl.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from fmctl.control.breakglass import BreakGlass
+
 log = logging.getLogger(__name__)
 
 POLL_INTERVAL = 5.0
 """Seconds between two looks at Fabric Manager, for the health service."""
 LONGEST_TURN = 20.0
 """Seconds that a loop of the agent's may take for a turn, or the server for an answer to its own process."""
+TRAIL = "break-glass.jsonl"
+"""The record, in the agent's folder, of what a person changed past the daemon."""
 DIGEST = "FMCTL_AGENT_DIGEST"
 """Environment variable by which what starts the agent tells the SHA-256 of the archive that it runs from."""
 
@@ -71,14 +78,30 @@ class _Agent:
             package=self._package,
             logs=self._logs,
         )
+        self._trail = AuditFile(Path(str(settings.run_dir)) / TRAIL)
+        self._glass: BreakGlass | None = None
+        self._making = threading.Lock()
+        servicer = FabricManagerServicer(self._agent, self._break_glass)
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (MANAGER_SERVICE,),
-            lambda grpc: add_FabricManagerServiceServicer_to_server(FabricManagerServicer(self._agent), grpc),
+            lambda grpc: add_FabricManagerServiceServicer_to_server(servicer, grpc),
         )
+
+    def _break_glass(self) -> BreakGlass:
+        """What changes partitions past the daemon: put together when it is needed, since it hardly ever is."""
+        from fmctl.control.breakglass import BreakGlass
+
+        with self._making:
+            if self._glass is None:
+                timeout = self._settings.call_timeout_s
+                self._glass = BreakGlass(self._agent, self._trail, self._logs, call_timeout=timeout)
+            return self._glass
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM."""
+        if self._trail.lines():
+            self._break_glass()  # so that a daemon is told of them
         threading.Thread(target=self._service.look, name="look at Fabric Manager", daemon=True).start()
         with contextlib.ExitStack() as stack:
             stack.callback(self._worker.close)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path, PurePosixPath
 
 from fmctl import local, notify, platforms, process
+from fmctl.control.breakglass import Records
 from fmctl.control.closedstore import ClosedStore
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
@@ -42,7 +43,7 @@ from fmctl.rpc import vsock
 from fmctl.rpc.agent_client import AgentClient
 from fmctl.rpc.probe import Probe
 from fmctl.rpc.relay import Relay
-from fmctl.rpc.server import CONTROLLER_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
+from fmctl.rpc.server import DAEMON_SERVICES, Listening, Server
 from fmctl.rpc.services import services
 from fmctl.watchdog import Watchdog
 
@@ -52,8 +53,6 @@ PROBE_INTERVAL = 10.0
 """Seconds between two calls that the daemon makes to itself, for the watchdog."""
 LONGEST_PROBE = 60.0
 """Seconds for which none of them may be answered."""
-LIBVIRT_URI = "qemu:///system"
-"""How libvirt is reached where no setting says so."""
 LIBVIRT_SOCKETS = ("libvirt-sock", "virtqemud-sock")
 """The sockets of libvirt's daemon for QEMU: the one for all drivers, and the one for it alone."""
 LONGEST_LOOK = 60.0
@@ -128,7 +127,7 @@ class _Daemon:
         managed = settings.service_vm.managed
         self._service_vm = self._keeper(hypervisor) if hypervisor and managed else None
         self._starts = None if managed else FabricStarts(self._agent, self._generation, self._started_fresh)
-        self._logs = GuestLogs(self._agent)
+        self._logs = GuestLogs(self._agent, record=lambda text: self._records.take(text))
         self._store = _store(Path(settings.state_dir.path))
         self._controller = FabricController(
             self._agent,
@@ -145,9 +144,10 @@ class _Daemon:
             started=time.time(),
             simulated=simulated,
         )
+        self._records = Records(self._controller.store)
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
-            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE),
+            DAEMON_SERVICES,
             services(self._controller, Operator(self._service_vm) if self._service_vm else None, self._log),
             simulated=lambda: self._controller.simulated,
         )
@@ -188,6 +188,7 @@ class _Daemon:
         self._beat()
         if self._starts is not None:
             self._starts.look()
+        self._records.flush()
         state, message = self._controller.refresh()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
@@ -303,7 +304,7 @@ def _libvirt(settings: DaemonSettings, here: Path = Path("/run/libvirt")) -> Hyp
             raise
         log.warning("VMs are not followed: %s", error)
         return None
-    return Libvirt(settings.libvirt_uri or LIBVIRT_URI)
+    return Libvirt(settings.libvirt_uri or local.LIBVIRT_URI)
 
 
 def _platform(settings: DaemonSettings, host: Host) -> Platform | None:

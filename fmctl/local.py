@@ -6,10 +6,11 @@ Commands that need no daemon act on it, and `daemon` serves on it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING
 
 from fmctl import files, platforms, process, templates
 from fmctl.control import discovery, isolation
+from fmctl.control.discovery import NoBoard
+from fmctl.control.gpus import Gpus
 from fmctl.control.vfio import Vfio
 from fmctl.core import domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
 from fmctl.core.book import Entry
 from fmctl.core.capacity import Capacity
 from fmctl.core.domain_xml import Rendered
+from fmctl.core.errors import AgentUnreachable, VmRunning
 from fmctl.core.finding import Finding
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.hostprep import FileState, Preparation
@@ -54,6 +58,10 @@ SIMULATED_KERNEL = AbsolutePath.parse("/boot/simulated-service-vm")
 """What a pretended Service VM boots, where the settings name no kernel."""
 _QEMU_TIMEOUT = 10.0
 """Seconds that QEMU may take to tell its version."""
+LIBVIRT_URI = "qemu:///system"
+"""How libvirt is reached where no setting says so."""
+_LIBVIRT_TIMEOUT = 3.0
+"""Seconds that libvirt has to list its domains, for a command that goes on without."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,42 @@ def tenant_devices(settings: DaemonSettings, devices: Iterable[Bdf]) -> Rendered
 def image_store(settings: DaemonSettings, keys: Sequence[Path] = ()) -> FolderImages:
     """The Service VM's images on this host, which the settings' keys vouch for, or `keys` instead."""
     return FolderImages(Path(settings.image_dir.path), _trust(settings, keys))
+
+
+def refuse_open(settings: DaemonSettings, gpus: Collection[int]) -> None:
+    """Raise VmRunning where somebody has one of these GPUs of this host open, or where that cannot be told."""
+    host = this_host(settings.platform)
+    try:
+        host.inventory()
+        held = Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=lambda step: None), None).open()
+        unknown = "who has GPUs open cannot be told without root's rights and a GPU map"
+    except NoBoard:
+        held, unknown = None, "this host has no such board, so who has its GPUs open cannot be told from here"
+    users = sorted({holder for gpu, holder in (held or {}).items() if gpu in gpus})
+    if held is None or users:
+        raise VmRunning(
+            f"the GPUs {','.join(map(str, sorted(gpus)))} {'are' if users else 'may be'} in use",
+            why=f"{', '.join(users)} has them open" if users else unknown,
+            fix="stop that VM first" if users else "run this as root on the host of that Service VM",
+        )
+
+
+def verify_service_vm(settings: DaemonSettings, cid: int) -> None:
+    """Raise AgentUnreachable unless libvirt says that the running Service VM of the settings has that context id.
+
+    Raises another FmctlError where libvirt does not answer.
+    """
+    from fmctl.host.hypervisor import Libvirt
+
+    with contextlib.closing(Libvirt(settings.libvirt_uri or LIBVIRT_URI)) as hypervisor:
+        domains = hypervisor.domains(timeout=_LIBVIRT_TIMEOUT)
+    own = next((domain for domain in domains if domain.uuid == str(settings.service_vm.uuid)), None)
+    if own is None or own.cid != cid:
+        raise AgentUnreachable(
+            f"the VM with the context id {cid} is not called",
+            why="the Service VM does not run" if own is None else f"the Service VM has the context id {own.cid}",
+            fix="give the Service VM's, as service_vm in fmctld.yaml has it",
+        )
 
 
 def backup_store(settings: DaemonSettings, target: Path) -> None:

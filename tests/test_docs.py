@@ -40,6 +40,7 @@ def test_command_lines_parse(document: Path) -> None:
         command: click.Command = cli
         context = click.Context(cli)
         while isinstance(command, click.Group):
+            _, arguments, _ = command.make_parser(context).parse_args(arguments)
             name, command_or_none, arguments = command.resolve_command(context, arguments)
             assert command_or_none is not None, name
             command = command_or_none

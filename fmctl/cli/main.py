@@ -6,11 +6,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import replace
 
 import click
 
 from fmctl import __version__
 from fmctl.cli import failure, options
+from fmctl.core.address import Address
 from fmctl.core.errors import FmctlError
 
 _COMMANDS = {
@@ -34,6 +36,8 @@ _COMMANDS = {
     "store": "fmctl.cli.store:store",
     "inventory": "fmctl.cli.inventory:inventory",
     "host": "fmctl.cli.host:host",
+    "gpu": "fmctl.cli.marks:gpu",
+    "partition": "fmctl.cli.marks:partition",
     "platform": "fmctl.cli.platform:platform",
     "vfio": "fmctl.cli.vfio:vfio",
     "service-vm": "fmctl.cli.servicevm:service_vm",
@@ -41,6 +45,8 @@ _COMMANDS = {
     "tenant-vm": "fmctl.cli.tenantvm:tenant_vm",
     "sim": "fmctl.cli.sim:sim",
 }
+_AGENT_COMMANDS = ("list", "activate", "deactivate", "status")
+"""What the agent can be asked past the daemon."""
 
 
 class _Lazy(click.Group):
@@ -59,15 +65,23 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fmctl", message="%(prog)s %(version)s")
+@click.option(
+    "--agent",
+    type=options.ADDRESS,
+    metavar="ADDRESS",
+    help="Ask the agent itself, where there is no daemon: unix:PATH, HOST:PORT or vsock:CID:PORT.",
+)
 @options.outer_connection
 @click.pass_context
-def cli(ctx: click.Context, connection: options.Connection) -> None:
+def cli(ctx: click.Context, connection: options.Connection, agent: Address | None) -> None:
     """Lease GPUs of an HGX board, in NVLink partitions, to tenants that share it.
 
     Exit status: 0 done, or already so for the same owner; 1 failure; 2 usage; 3 not found; 4 conflict or in use;
     5 unreachable, or outcome unknown; 6 drift; 7 no capacity; 8 unverified GPU map.
     """
-    ctx.obj = connection
+    if agent and ctx.invoked_subcommand not in _AGENT_COMMANDS:
+        raise click.UsageError(f"--agent goes with {', '.join(_AGENT_COMMANDS)}.")
+    ctx.obj = replace(connection, agent=agent)
 
 
 def main() -> None:

@@ -79,14 +79,15 @@ GPU_IDS = GpuIds()
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the daemon is, and how long it may take to answer."""
+    """Where the daemon is, or the agent that is asked past it, and how long it may take to answer."""
 
     address: Address | None = None
     timeout: float | None = None
+    agent: Address | None = None
 
     def over(self, outer: Connection) -> Connection:
         """These, and the outer ones where none is given."""
-        return Connection(self.address or outer.address, self.timeout or outer.timeout)
+        return Connection(self.address or outer.address, self.timeout or outer.timeout, self.agent or outer.agent)
 
 
 def outer_connection(command: F) -> F:

@@ -24,6 +24,11 @@ _LOOK = 5.0
 @options.connection
 def status(connection: Connection, style: str) -> None:
     """Tell how the daemon is, and all behind it."""
+    if connection.agent:
+        from fmctl.cli import breakglass
+
+        click.echo(breakglass.status(connection.agent, connection.timeout, style), nl=False)
+        return
     with dialled(connection) as (client, timeout):
         answer = client.status(timeout=timeout)
     if style == "text":

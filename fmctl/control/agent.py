@@ -135,6 +135,7 @@ class LocalAgent:
             fm_config=facts.config,
             nvlsm=facts.nvlsm,
             fabric_start=facts.fabric_start,
+            has_daemon=self._logs.awaited == math.inf,
         )
 
     def recent_status(self, max_age: float, *, timeout: float) -> AgentStatus:

@@ -110,10 +110,17 @@ def available(
     def reasons(kind: Kind, mark: MarkKind) -> dict[int, str]:
         return {int(subject): found.reason for subject, found in book.marked(kind, mark).items()}
 
+    of_gpus = reasons(Kind.GPU, MarkKind.CORDONED)
+    beside = {
+        partition.id: f"GPU {gpu}: {of_gpus[gpu]}"
+        for partition in listed.partitions
+        for gpu in partition.gpu_ids
+        if gpu in of_gpus
+    }
     return Availability(
         listed.partitions,
         busy=stray | set(book.held),
-        cordoned=reasons(Kind.PARTITION, MarkKind.CORDONED),
+        cordoned=beside | reasons(Kind.PARTITION, MarkKind.CORDONED),
         quarantined=reasons(Kind.GPU, MarkKind.QUARANTINED),
         cleaning=reasons(Kind.GPU, MarkKind.CLEANING),
         nodes=nodes,

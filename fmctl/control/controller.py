@@ -19,6 +19,7 @@ from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Fabric, Turn
 from fmctl.control.gpus import Gpus
 from fmctl.control.leases import Leases
+from fmctl.control.marks import Marks
 from fmctl.control.queries import Queries
 from fmctl.control.reconciler import Reconciler
 from fmctl.control.watch import WatchedStore
@@ -93,6 +94,7 @@ class FabricController:
             self.store, self.fabric, gpus, turn, rules or Rules(), generation=self._generation, now=now
         )
         self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
+        self.marks = Marks(self.store, self.fabric, gpus, self.chooser, turn, now=now)
         self.leases = Leases(
             self.store,
             self.fabric,

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from fmctl.control.discovery import NoBoard
@@ -16,12 +17,15 @@ from fmctl.core.errors import BadRequest, FmctlError, HypervisorUnreachable
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.inventory import Inventory, Role
 from fmctl.core.lease import GpuDevice
+from fmctl.core.marked import HostGpu
 from fmctl.core.pci import Bdf
 from fmctl.core.plan import Vm
 from fmctl.core.ports import Hypervisor
 
 log = logging.getLogger(__name__)
 
+RECENT = 5.0
+"""Seconds for which the addresses, groups and NUMA nodes of a board are not looked for again."""
 LIBVIRT_TIMEOUT = 5.0
 """Seconds that libvirt has to list its domains."""
 
@@ -35,8 +39,12 @@ class Gpus:
         gpu_map: Callable[[Inventory], GpuMap | None],
         vfio: Vfio,
         hypervisor: Hypervisor | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`inventory` raises NoBoard; `gpu_map` is None where nobody has said which GPU is which, and may raise."""
+        self._clock = clock
+        self._recent: tuple[float, Inventory] | None = None
         self._inventory = inventory
         self._map = gpu_map
         self._vfio = vfio
@@ -45,7 +53,7 @@ class Gpus:
     def devices(self, physical_ids: Iterable[int]) -> tuple[GpuDevice, ...]:
         """What a VM manager needs of these GPUs, as far as it is known; never raises."""
         try:
-            inventory = self._inventory()
+            inventory = self._board()
             addresses = self._addresses(inventory)
         except FmctlError:
             return tuple(GpuDevice(physical_id) for physical_id in physical_ids)
@@ -60,7 +68,7 @@ class Gpus:
     def nodes(self) -> Mapping[int, int]:
         """The NUMA node of each physical id, as far as it is known."""
         try:
-            inventory = self._inventory()
+            inventory = self._board()
             known = {device.function.bdf: device.function.numa_node for device in inventory.devices}
             addresses = self._addresses(inventory)
         except FmctlError:
@@ -82,6 +90,30 @@ class Gpus:
                 fix="choose addresses that `fmctl inventory` shows as GPUs",
             )
         return tuple(ids[bdf] for bdf in addresses)
+
+    def seen(self) -> tuple[HostGpu, ...]:
+        """Every GPU of the board as it is now, as far as it is known; never raises."""
+        try:
+            inventory = self._inventory()
+            functions = [device.function for device in inventory.devices if device.role is Role.GPU]
+            ids = {bdf: physical_id for physical_id, bdf in self._addresses(inventory).items()}
+        except FmctlError:
+            return ()
+        try:
+            usages = self._vfio.usages(inventory, [function.bdf for function in functions])
+        except FmctlError:
+            return tuple(HostGpu(ids.get(f.bdf), f.bdf, f.iommu_group, f.numa_node, f.driver) for f in functions)
+        return tuple(
+            HostGpu(
+                ids.get(usage.function.bdf),
+                usage.function.bdf,
+                usage.function.iommu_group,
+                usage.function.numa_node,
+                usage.function.driver,
+                usage.held_by if usage.is_held else "",
+            )
+            for usage in usages
+        )
 
     def open(self) -> Mapping[int, str] | None:
         """Who holds the VFIO group of each GPU that is held, by physical id; None where that cannot be told."""
@@ -128,6 +160,15 @@ class Gpus:
             )
             for domain in domains
         )
+
+    def _board(self) -> Inventory:
+        """The board as it is or was a moment ago, for what neither a driver nor a VM changes; raises NoBoard.
+
+        To find it anew takes a look at every PCI function of the host, which no allocation should wait for.
+        """
+        if self._recent is None or self._clock() - self._recent[0] >= RECENT:
+            self._recent = (self._clock(), self._inventory())
+        return self._recent[1]
 
     def _addresses(self, inventory: Inventory) -> Mapping[int, Bdf]:
         gpu_map = self._map(inventory)

@@ -7,9 +7,12 @@ Who writes never waits for a reader. A reader that comes too late for a line is 
 from __future__ import annotations
 
 import bisect
+import math
 import threading
+import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from operator import attrgetter
 
@@ -22,14 +25,27 @@ MAX_TEXT = 4096
 """Characters of a line that are kept."""
 MAX_READERS = 4
 """Streams at once: each takes a thread of the server, of which the other calls need some."""
+FIRST_READER = 35.0
+"""Seconds after the agent's start within which a daemon that lives reads the logs: it tries every 30 s at least."""
+NEXT_READER = 10.0
+"""Seconds after a reader's end within which one that lives is back."""
 
 
 class LogBuffer:
     """The lines. As a context manager it ends its streams on leaving."""
 
-    def __init__(self, *, max_lines: int = MAX_LINES, max_bytes: int = MAX_BYTES, instance: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        max_lines: int = MAX_LINES,
+        max_bytes: int = MAX_BYTES,
+        instance: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`instance` names this run of the agent; a random name by default."""
         self.instance = instance or uuid.uuid4().hex
+        self._clock = clock
+        self._awaited_until = clock() + FIRST_READER
         self._max_lines = max_lines
         self._max_bytes = max_bytes
         self._changed = threading.Condition()
@@ -39,16 +55,29 @@ class LogBuffer:
         self._streams: set[_Stream] = set()
         self._closed = False
 
-    def add(self, source: LogSource, time: float, text: str) -> None:
-        """Take a line; the oldest ones go where there is no room for it."""
+    @property
+    def awaited(self) -> float:
+        """Seconds for which a daemon that lives may begin to read yet; infinitely many while one reads."""
         with self._changed:
-            line = LogLine(source, time, text[:MAX_TEXT], self._next, self.instance)
+            return math.inf if self._streams else max(0.0, self._awaited_until - self._clock())
+
+    def add(self, source: LogSource, when: float, text: str) -> None:
+        """Take a line of that time, in seconds since the epoch; the oldest go where there is no room for it."""
+        with self._changed:
+            line = LogLine(source, when, text[:MAX_TEXT], self._next, self.instance)
             self._next += 1
             self._lines.append(line)
             self._bytes += _size(line)
             while len(self._lines) > self._max_lines or self._bytes > self._max_bytes:
-                self._bytes -= _size(self._lines.popleft())
+                self._forget_one()
             self._changed.notify_all()
+
+    def _forget_one(self) -> None:
+        """Let the oldest line go; what a person changed past the daemon goes last, since the daemon must hear of it."""
+        lines = enumerate(self._lines)
+        index = next((index for index, line in lines if line.source is not LogSource.BREAK_GLASS), 0)
+        self._bytes -= _size(self._lines[index])
+        del self._lines[index]
 
     def last(self, source: LogSource, count: int) -> tuple[str, ...]:
         """The texts of that source's newest lines, at most `count`."""
@@ -82,6 +111,8 @@ class LogBuffer:
     def end(self, stream: _Stream) -> None:
         """End a stream."""
         with self._changed:
+            if stream in self._streams:
+                self._awaited_until = self._clock() + NEXT_READER
             self._streams.discard(stream)
             self._changed.notify_all()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from fmctl.core import fmlog, sxid
@@ -42,8 +43,11 @@ class GuestLogs:
         max_bytes: int = MAX_BYTES,
         first_pause: float = FIRST_PAUSE,
         too_old_pause: float = TOO_OLD_PAUSE,
+        record: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """`record` takes what the agent recorded of changes past the daemon, and does not raise."""
         self._agent = agent
+        self._record = record
         self._max_lines = max_lines
         self._max_bytes = max_bytes
         self._first_pause = first_pause
@@ -121,6 +125,8 @@ class GuestLogs:
             self._known[line.text] -= 1  # an agent that was started again tells it once more
             return
         self._keep(line)
+        if line.source is LogSource.BREAK_GLASS:
+            self._record(line.text)
         level = _level(line)
         if level is not None:
             log.log(level, "in the Service VM: %s", line.text)
@@ -147,6 +153,8 @@ class GuestLogs:
 
 def _level(line: LogLine) -> int | None:
     """How loudly the daemon's own log repeats a line; None for not at all."""
+    if line.source is LogSource.BREAK_GLASS:
+        return logging.WARNING
     if line.source is LogSource.KERNEL:
         report = sxid.parse(line.text)
         return logging.ERROR if report and report.severity is Severity.FATAL else logging.WARNING

@@ -60,7 +60,7 @@ class AgentStatus:
 
     `digest` is the SHA-256 of the archive that the agent runs from, empty where it was installed otherwise;
     `versions_differ` tells how Fabric Manager's version differs from the driver's, and `fm_log` ends with the newest
-    line. The others are as in FabricFacts.
+    line; `has_daemon` tells that a daemon reads the agent's logs. The others are as in FabricFacts.
     """
 
     version: str
@@ -76,6 +76,7 @@ class AgentStatus:
     fm_config: Mapping[str, str] = field(default_factory=dict)
     nvlsm: str = ""
     fabric_start: str = ""
+    has_daemon: bool = False
 
 
 class ServiceVmState(str, Enum):

@@ -35,6 +35,8 @@ class MarkKind(str, Enum):
     """Of the host: nothing is changed on it until `fmctl reconcile --accept`."""
     MET = "met"
     """Of the host: it was looked at before anything was changed on it."""
+    BREAK_GLASS = "break glass"
+    """Of a partition: the newest record of a change past the daemon that this book has; it sets nothing aside."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
     │   └── NoSuchImage            the store has no Service VM image of that name
     ├── NoSuchPartition
     ├── NoSuchLease
+    ├── NoSuchGpu
     ├── Compacted                  the entries after that revision are not there, or never were
     ├── NoCapacity
     │   └── Fragmented             enough GPUs, but no free partition of that size
@@ -43,6 +44,7 @@ class Reason(str, Enum):
     BAD_REQUEST = "BAD_REQUEST"
     NO_SUCH_PARTITION = "NO_SUCH_PARTITION"
     NO_SUCH_LEASE = "NO_SUCH_LEASE"
+    NO_SUCH_GPU = "NO_SUCH_GPU"
     NO_CAPACITY = "NO_CAPACITY"
     FRAGMENTED = "FRAGMENTED"
     HOST_CORDONED = "HOST_CORDONED"
@@ -114,6 +116,12 @@ class NoSuchLease(FmctlError):
     """No lease has that id."""
 
     reason = Reason.NO_SUCH_LEASE
+
+
+class NoSuchGpu(FmctlError):
+    """The host has no GPU with that physical id."""
+
+    reason = Reason.NO_SUCH_GPU
 
 
 class Compacted(FmctlError):

@@ -17,6 +17,8 @@ class LogSource(str, Enum):
 
     FABRIC_MANAGER = "fabric manager"
     KERNEL = "kernel"
+    BREAK_GLASS = "break glass"
+    """The agent, of a person's change where there is no daemon; `core.breakglass` reads it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,16 @@ class AgentPackage(Protocol):
         """Let later starts take the archive that this agent runs from, if that is on trial."""
 
 
+class AuditTrail(Protocol):
+    """The lines that the agent writes of what is changed past the daemon, for as long as the guest runs."""
+
+    def lines(self) -> tuple[str, ...]:
+        """Every line, oldest first."""
+
+    def append(self, line: str) -> None:
+        """Write a line behind all others; raises FmctlError where it cannot be written."""
+
+
 class Agent(FabricManager, Protocol):
     """The agent in the Service VM, as the daemon sees it."""
 

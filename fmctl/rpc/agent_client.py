@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's port onto the agent; `rpc.manager` is the other side."""
+"""The port onto the agent, for the daemon, and for a person where there is none; `rpc.manager` is the other side."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, cast
 import grpc
 
 from fmctl.core.address import Address
-from fmctl.core.answers import AgentStatus, StartMode
+from fmctl.core.answers import AgentStatus, Changed, StartMode
 from fmctl.core.errors import AgentUnreachable, FmctlError
+from fmctl.core.fmcode import Operation
 from fmctl.core.loglines import LogLine, LogPosition, LogSource
 from fmctl.core.partition import PartitionList
 from fmctl.rpc import convert, errors, keepalive
@@ -83,6 +84,7 @@ class AgentClient(Client):
             dict(answer.fm_config),
             answer.nvlsm,
             answer.fabric_start,
+            answer.has_daemon,
         )
 
     def start_fabric_manager(self, mode: StartMode, active: Sequence[int], *, timeout: float) -> None:
@@ -98,6 +100,19 @@ class AgentClient(Client):
         """Let another agent be tried in the place of this one."""
         request = manager.ReplaceAgentRequest(archive=archive, digest=digest)
         self.call(self._stub.ReplaceAgent, request, timeout, changes=True)
+
+    def break_glass(
+        self, operation: Operation, partition_id: int, *, user: str, reason: str, timeout: float
+    ) -> Changed:
+        """A person's change where there is no daemon; raises as `control.breakglass` does."""
+        request = manager.BreakGlassRequest(user=user, reason=reason)
+        if operation is Operation.ACTIVATE:
+            request.activate = partition_id
+        else:
+            request.deactivate = partition_id
+        answer = self.call(self._stub.BreakGlass, request, timeout, changes=True)
+        partition = convert.partition_from(answer.partition)
+        return Changed(partition, already=answer.already, simulated=answer.simulated)
 
     def logs(self, after: LogPosition) -> LogCall:
         """The lines of the logs after that position."""
@@ -141,5 +156,6 @@ def _line(message: manager.StreamLogsResponse) -> LogLine:
 _SOURCES = {
     manager.LOG_SOURCE_FABRIC_MANAGER: LogSource.FABRIC_MANAGER,
     manager.LOG_SOURCE_KERNEL: LogSource.KERNEL,
+    manager.LOG_SOURCE_BREAK_GLASS: LogSource.BREAK_GLASS,
 }
 _MODES = {StartMode.FRESH: manager.START_MODE_FRESH, StartMode.RESTART: manager.START_MODE_RESTART}

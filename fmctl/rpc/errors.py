@@ -23,6 +23,7 @@ STATUS = {
     Reason.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.NO_SUCH_PARTITION: grpc.StatusCode.NOT_FOUND,
     Reason.NO_SUCH_LEASE: grpc.StatusCode.NOT_FOUND,
+    Reason.NO_SUCH_GPU: grpc.StatusCode.NOT_FOUND,
     Reason.NO_CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.FRAGMENTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.HOST_CORDONED: grpc.StatusCode.FAILED_PRECONDITION,

@@ -9,6 +9,7 @@ from fmctl.rpc.fmctl.v1 import fabric_manager_pb2, service_vm_pb2
 SOURCES = {
     LogSource.FABRIC_MANAGER: fabric_manager_pb2.LOG_SOURCE_FABRIC_MANAGER,
     LogSource.KERNEL: fabric_manager_pb2.LOG_SOURCE_KERNEL,
+    LogSource.BREAK_GLASS: fabric_manager_pb2.LOG_SOURCE_BREAK_GLASS,
 }
 _SOURCES_BACK = {message: source for source, message in SOURCES.items()}
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import grpc
 
 from fmctl.core.answers import StartMode
 from fmctl.core.errors import BadRequest
+from fmctl.core.fmcode import Operation
 from fmctl.core.loglines import LogLine, LogPosition, LogSource
 from fmctl.core.ports import KeptAgent
 from fmctl.rpc import convert
@@ -16,12 +18,17 @@ from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as messages
 from fmctl.rpc.fmctl.v1.fabric_manager_pb2_grpc import FabricManagerServiceServicer
 from fmctl.rpc.server import time_left
 
+if TYPE_CHECKING:
+    from fmctl.control.breakglass import BreakGlass
+
 
 class FabricManagerServicer(FabricManagerServiceServicer):
     """fmctl.v1.FabricManagerService."""
 
-    def __init__(self, agent: KeptAgent) -> None:
+    def __init__(self, agent: KeptAgent, break_glass: Callable[[], BreakGlass] | None = None) -> None:
+        """`break_glass` is called when it is needed; without it nothing is changed past the daemon."""
         self._agent = agent
+        self._break_glass = break_glass
 
     def ListFabricPartitions(
         self, request: messages.ListFabricPartitionsRequest, context: grpc.ServicerContext
@@ -74,6 +81,7 @@ class FabricManagerServicer(FabricManagerServiceServicer):
             fm_config=status.fm_config,
             nvlsm=status.nvlsm,
             fabric_start=status.fabric_start,
+            has_daemon=status.has_daemon,
         )
 
     def StartFabricManager(
@@ -102,6 +110,25 @@ class FabricManagerServicer(FabricManagerServiceServicer):
         self._agent.replace(request.archive, request.digest, timeout=time_left(context))
         return messages.ReplaceAgentResponse()
 
+    def BreakGlass(
+        self, request: messages.BreakGlassRequest, context: grpc.ServicerContext
+    ) -> messages.BreakGlassResponse:
+        """A person's change where there is no daemon."""
+        named = request.WhichOneof("change")
+        if self._break_glass is None or named is None:
+            why = "no change is named" if self._break_glass else "this agent keeps no record of such changes"
+            raise BadRequest("nothing is changed past fmctld", why=why, fix="correct the call")
+        changed = self._break_glass().change(
+            Operation(named),
+            getattr(request, named),
+            user=request.user,
+            reason=request.reason,
+            timeout=time_left(context),
+        )
+        return messages.BreakGlassResponse(
+            partition=convert.partition_to(changed.partition), already=changed.already, simulated=changed.simulated
+        )
+
     def StreamLogs(
         self, request: messages.StreamLogsRequest, context: grpc.ServicerContext
     ) -> Iterator[messages.StreamLogsResponse]:
@@ -127,5 +154,6 @@ def _line(line: LogLine) -> messages.StreamLogsResponse:
 _SOURCES = {
     LogSource.FABRIC_MANAGER: messages.LOG_SOURCE_FABRIC_MANAGER,
     LogSource.KERNEL: messages.LOG_SOURCE_KERNEL,
+    LogSource.BREAK_GLASS: messages.LOG_SOURCE_BREAK_GLASS,
 }
 _MODES = {messages.START_MODE_FRESH: StartMode.FRESH, messages.START_MODE_RESTART: StartMode.RESTART}

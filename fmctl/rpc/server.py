@@ -37,6 +37,9 @@ MANAGER_SERVICE = "fmctl.v1.FabricManagerService"
 CONTROLLER_SERVICE = "fmctl.v1.FabricControllerService"
 SERVICE_VM_SERVICE = "fmctl.v1.ServiceVmService"
 LEASE_SERVICE = "fmctl.v1.LeaseService"
+GPU_SERVICE = "fmctl.v1.GpuService"
+DAEMON_SERVICES = (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, GPU_SERVICE)
+"""What the daemon serves; `rpc.services` registers them."""
 
 Add = Callable[[grpc.Server], Callable[[], None] | None]
 """Registers services; what it returns ends those of their calls that have no end of their own, before a stop."""

@@ -12,9 +12,11 @@ from fmctl.control.operator import Operator
 from fmctl.core.loglines import KeptLog
 from fmctl.rpc.controller import FabricControllerServicer
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
+from fmctl.rpc.fmctl.v1.gpu_pb2_grpc import add_GpuServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.lease_pb2_grpc import add_LeaseServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import add_ServiceVmServiceServicer_to_server
 from fmctl.rpc.leases import LeaseServicer
+from fmctl.rpc.marks import GpuServicer
 from fmctl.rpc.server import Add
 from fmctl.rpc.servicevm import ServiceVmServicer
 from fmctl.rpc.watches import Watches
@@ -37,6 +39,7 @@ def services(
         servicer = ServiceVmServicer(operator, log, lambda: controller.simulated)
         add_ServiceVmServiceServicer_to_server(servicer, server)
         add_LeaseServiceServicer_to_server(LeaseServicer(controller, streams), server)
+        add_GpuServiceServicer_to_server(GpuServicer(controller), server)
         return streams.close
 
     return add

@@ -24,7 +24,7 @@ from fmctl.core.address import Address
 from fmctl.core.request import Request
 from fmctl.rpc.client import ControllerClient
 from fmctl.rpc.lease_client import LeaseClient
-from tests.bench import allocation
+from tests.bench import allocation, reassert
 from tests.support import Program, children, eventually, health, run
 
 LIMITS = {"cli_list": 1.3, "rpc_list": 2.0, "allocate": 2.0, "allocate_p99": 3.0, "daemon_rss": 1.05, "agent_rss": 1.05}
@@ -193,6 +193,7 @@ def main() -> None:
     with programs() as bench:
         results = [memory(bench), calls(bench), leases(bench), cli_list(bench)]
     results += [allocation.report(each) for each in allocation.measure()]
+    results.append(reassert.report(reassert.measure()))
     sys.exit(0 if all(results) else 1)
 
 

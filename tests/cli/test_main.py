@@ -19,7 +19,8 @@ def test_version_and_help() -> None:
     assert run("--version").stdout == f"fmctl {__version__}\n"
     shown = run("--help")
     assert shown.returncode == 0
-    for group in ("lease", "vfio", "host", "service-vm", "image", "tenant-vm", "platform", "config", "sim"):
+    hardware = ("gpu", "partition", "host", "vfio", "service-vm", "image", "tenant-vm", "platform")
+    for group in ("lease", *hardware, "config", "sim"):
         assert "..." not in run(group, "--help").stdout.split("Commands:")[1]
     for command in ("allocate", "release", "capacity", "can-allocate", "explain", "watch", "reconcile"):
         assert f"\n  {command} " in shown.stdout
@@ -60,6 +61,10 @@ def test_version_and_help() -> None:
         "host cordon",
         "host uncordon",
         "host drain",
+        "gpu list",
+        "gpu unquarantine",
+        "partition list",
+        "partition uncordon",
     ],
 )
 def test_help_fits_eighty_columns(command: str) -> None:

@@ -30,6 +30,7 @@ CLASSES = {
     Reason.REQUEST_ID_REUSED: errors.RequestIdReused,
     Reason.ACTIVATION_FAILED: errors.ActivationFailed,
     Reason.COMPACTED: errors.Compacted,
+    Reason.NO_SUCH_GPU: errors.NoSuchGpu,
 }
 texts = st.text(max_size=20)
 numbers = st.none() | st.integers(-(2**31), 2**32)

@@ -8,17 +8,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from fmctl import platforms
+from fmctl.agent import TRAIL
 from fmctl.core import schema
 from fmctl.core.address import Address
 from fmctl.core.answers import FabricState, StartMode
-from fmctl.core.errors import FmctlError, VersionMismatch
+from fmctl.core.breakglass import ASKED, Record
+from fmctl.core.errors import FmctlError, PartitionHeld, VersionMismatch
+from fmctl.core.fmcode import Operation
 from fmctl.core.loglines import LogPosition, LogSource
+from fmctl.guest.audit import AuditFile
 from fmctl.rpc.agent_client import AgentClient
 from fmctl.sim import guestfiles, shim
 from tests.support import Program, eventually
@@ -27,11 +31,12 @@ T = 30.0
 
 
 class Guest:
-    """The Service VM's inside."""
+    """The Service VM's inside; `prefix` comes before Fabric Manager's command line."""
 
-    def __init__(self, folder: Path, cleanup: contextlib.ExitStack) -> None:
+    def __init__(self, folder: Path, cleanup: contextlib.ExitStack, prefix: Sequence[str] = ()) -> None:
         self._folder = folder
         self.root = folder / "root"
+        self.trail = folder / "run" / TRAIL
         self._cleanup = cleanup
         at = f"unix:{folder}"
         guestfiles.make(folder / "root", platforms.load("hgx-h100-8"))
@@ -40,7 +45,7 @@ class Guest:
             "listen": f"{at}/agent.sock",
             "run_dir": f"{folder}/run",
             "fm_address": f"{at}/fm.sock",
-            "fm_command": command,
+            "fm_command": [*prefix, *command],
             "fm_config": f"{folder}/fm.cfg",
             "fm_stock_config": str(guestfiles.stock_config(folder / "root")),
             "fm_log": f"{folder}/fm.log",
@@ -163,6 +168,24 @@ def test_both_logs_are_streamed(guest: Guest) -> None:
     stream.close()
     assert "28006" in seen[LogSource.KERNEL]
     assert "[INFO]" in seen[LogSource.FABRIC_MANAGER]
+
+
+def test_what_was_changed_past_the_daemon_is_told_by_the_next_agent_too(guest: Guest) -> None:
+    guest.client.start_fabric_manager(StartMode.FRESH, (), timeout=T)
+    eventually(lambda: guest.state is FabricState.READY)
+    with pytest.raises(PartitionHeld, match="not certain yet"):
+        guest.client.break_glass(Operation.ACTIVATE, 3, user="alice", reason="no daemon", timeout=T)
+    guest.agent.end()
+    record = Record("boot", 1, 1.0, Operation.ACTIVATE, 3, "alice", "no daemon", ASKED)
+    AuditFile(guest.trail).append(record.text())
+    guest.boot_agent()
+    stream = guest.client.logs(LogPosition())
+    assert next(line.text for line in stream if line.source is LogSource.BREAK_GLASS) == record.text()
+    assert guest.client.status(timeout=T).has_daemon
+    with pytest.raises(PartitionHeld, match="connected to this agent"):
+        guest.client.break_glass(Operation.ACTIVATE, 3, user="alice", reason="no daemon", timeout=T)
+    stream.close()
+    assert guest.active() == []
 
 
 def test_an_agent_ends_at_once_while_its_logs_are_told(guest: Guest) -> None:

@@ -27,7 +27,7 @@ from fmctl.core.request import Request
 from fmctl.core.rules import Mode, Rules
 from fmctl.rpc.client import Client
 from fmctl.rpc.lease_client import LeaseClient
-from fmctl.rpc.server import CONTROLLER_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
+from fmctl.rpc.server import DAEMON_SERVICES, Listening, Server
 from fmctl.rpc.services import services
 from fmctl.rpc.watches import Watches
 from fmctl.sim.fabric import Fabric
@@ -109,10 +109,14 @@ class Host:
         )
         self.controller.status(timeout=TIMEOUT)
         self.watches = self._watches or Watches()
-        names = (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE)
         add = services(self.controller, None, lambda lines: KeptLog((), 0), self.watches)
         self._server.enter_context(
-            Server(Listening(self.address, reflection=True), names, add, simulated=lambda: self.controller.simulated)
+            Server(
+                Listening(self.address, reflection=True),
+                DAEMON_SERVICES,
+                add,
+                simulated=lambda: self.controller.simulated,
+            )
         )
 
     def stop(self) -> None:

@@ -22,6 +22,7 @@ TABLE = {
     "BAD_REQUEST": (grpc.StatusCode.INVALID_ARGUMENT, 2),
     "NO_SUCH_PARTITION": (grpc.StatusCode.NOT_FOUND, 3),
     "NO_SUCH_LEASE": (grpc.StatusCode.NOT_FOUND, 3),
+    "NO_SUCH_GPU": (grpc.StatusCode.NOT_FOUND, 3),
     "NO_CAPACITY": (grpc.StatusCode.RESOURCE_EXHAUSTED, 7),
     "FRAGMENTED": (grpc.StatusCode.RESOURCE_EXHAUSTED, 7),
     "HOST_CORDONED": (PRECONDITION, 4),

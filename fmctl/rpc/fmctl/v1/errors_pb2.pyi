@@ -57,6 +57,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED: another host."""
     ERROR_REASON_COMPACTED: _ErrorReason.ValueType  # 17
     """OUT_OF_RANGE: list again, and watch from that revision."""
+    ERROR_REASON_NO_SUCH_GPU: _ErrorReason.ValueType  # 18
+    """NOT_FOUND: fix the call."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. A failed call carries a google.rpc.ErrorInfo whose domain is "fmctl", whose reason is one of these
@@ -100,4 +102,6 @@ ERROR_REASON_ACTIVATION_FAILED: ErrorReason.ValueType  # 16
 """ABORTED: another host."""
 ERROR_REASON_COMPACTED: ErrorReason.ValueType  # 17
 """OUT_OF_RANGE: list again, and watch from that revision."""
+ERROR_REASON_NO_SUCH_GPU: ErrorReason.ValueType  # 18
+"""NOT_FOUND: fix the call."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,7 +26,7 @@ from fmctl.rpc.fmctl.v1 import partition_pb2 as fmctl_dot_v1_dot_partition__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66mctl/v1/fabric_manager.proto\x12\x08\x66mctl.v1\x1a\x18\x66mctl/v1/partition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1d\n\x1bListFabricPartitionsRequest\"r\n\x1cListFabricPartitionsResponse\x12\'\n\npartitions\x18\x01 \x03(\x0b\x32\x13.fmctl.v1.Partition\x12\x16\n\x0emax_partitions\x18\x02 \x01(\r\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"6\n\x1e\x41\x63tivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"!\n\x1f\x41\x63tivateFabricPartitionResponse\"8\n DeactivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"#\n!DeactivateFabricPartitionResponse\"<\n#SetActivatedFabricPartitionsRequest\x12\x15\n\rpartition_ids\x18\x01 \x03(\r\"&\n$SetActivatedFabricPartitionsResponse\"\x17\n\x15GetAgentStatusRequest\"\x90\x03\n\x16GetAgentStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x0c\x66\x61\x62ric_state\x18\x02 \x01(\x0e\x32\x15.fmctl.v1.FabricState\x12\x16\n\x0e\x66\x61\x62ric_message\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\x12\x11\n\tsimulated\x18\x05 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x12\n\nfm_version\x18\x07 \x01(\t\x12\x16\n\x0e\x64river_version\x18\x08 \x01(\t\x12\x17\n\x0fversions_differ\x18\t \x01(\t\x12\x0e\n\x06\x66m_log\x18\n \x03(\t\x12\x41\n\tfm_config\x18\x0b \x03(\x0b\x32..fmctl.v1.GetAgentStatusResponse.FmConfigEntry\x12\r\n\x05nvlsm\x18\x0c \x01(\t\x12\x14\n\x0c\x66\x61\x62ric_start\x18\r \x01(\t\x1a/\n\rFmConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x19StartFabricManagerRequest\x12!\n\x04mode\x18\x01 \x01(\x0e\x32\x13.fmctl.v1.StartMode\x12\x1c\n\x14\x61\x63tive_partition_ids\x18\x02 \x03(\r\"\x1c\n\x1aStartFabricManagerResponse\"\x15\n\x13RestartAgentRequest\"\x16\n\x14RestartAgentResponse\"6\n\x13ReplaceAgentRequest\x12\x0f\n\x07\x61rchive\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x16\n\x14ReplaceAgentResponse\"4\n\x11StreamLogsRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"\xa6\x01\n\x12StreamLogsResponse\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x04\x12#\n\x06source\x18\x04 \x01(\x0e\x32\x13.fmctl.v1.LogSource\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x06 \x01(\t*U\n\tStartMode\x12\x1a\n\x16START_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10START_MODE_FRESH\x10\x01\x12\x16\n\x12START_MODE_RESTART\x10\x02*]\n\tLogSource\x12\x1a\n\x16LOG_SOURCE_UNSPECIFIED\x10\x00\x12\x1d\n\x19LOG_SOURCE_FABRIC_MANAGER\x10\x01\x12\x15\n\x11LOG_SOURCE_KERNEL\x10\x02\x32\x81\x07\n\x14\x46\x61\x62ricManagerService\x12\x65\n\x14ListFabricPartitions\x12%.fmctl.v1.ListFabricPartitionsRequest\x1a&.fmctl.v1.ListFabricPartitionsResponse\x12n\n\x17\x41\x63tivateFabricPartition\x12(.fmctl.v1.ActivateFabricPartitionRequest\x1a).fmctl.v1.ActivateFabricPartitionResponse\x12t\n\x19\x44\x65\x61\x63tivateFabricPartition\x12*.fmctl.v1.DeactivateFabricPartitionRequest\x1a+.fmctl.v1.DeactivateFabricPartitionResponse\x12}\n\x1cSetActivatedFabricPartitions\x12-.fmctl.v1.SetActivatedFabricPartitionsRequest\x1a..fmctl.v1.SetActivatedFabricPartitionsResponse\x12S\n\x0eGetAgentStatus\x12\x1f.fmctl.v1.GetAgentStatusRequest\x1a .fmctl.v1.GetAgentStatusResponse\x12_\n\x12StartFabricManager\x12#.fmctl.v1.StartFabricManagerRequest\x1a$.fmctl.v1.StartFabricManagerResponse\x12M\n\x0cRestartAgent\x12\x1d.fmctl.v1.RestartAgentRequest\x1a\x1e.fmctl.v1.RestartAgentResponse\x12M\n\x0cReplaceAgent\x12\x1d.fmctl.v1.ReplaceAgentRequest\x1a\x1e.fmctl.v1.ReplaceAgentResponse\x12I\n\nStreamLogs\x12\x1b.fmctl.v1.StreamLogsRequest\x1a\x1c.fmctl.v1.StreamLogsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66mctl/v1/fabric_manager.proto\x12\x08\x66mctl.v1\x1a\x18\x66mctl/v1/partition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1d\n\x1bListFabricPartitionsRequest\"r\n\x1cListFabricPartitionsResponse\x12\'\n\npartitions\x18\x01 \x03(\x0b\x32\x13.fmctl.v1.Partition\x12\x16\n\x0emax_partitions\x18\x02 \x01(\r\x12\x11\n\tsimulated\x18\x03 \x01(\x08\"6\n\x1e\x41\x63tivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"!\n\x1f\x41\x63tivateFabricPartitionResponse\"8\n DeactivateFabricPartitionRequest\x12\x14\n\x0cpartition_id\x18\x01 \x01(\r\"#\n!DeactivateFabricPartitionResponse\"<\n#SetActivatedFabricPartitionsRequest\x12\x15\n\rpartition_ids\x18\x01 \x03(\r\"&\n$SetActivatedFabricPartitionsResponse\"\x17\n\x15GetAgentStatusRequest\"\xa4\x03\n\x16GetAgentStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x0c\x66\x61\x62ric_state\x18\x02 \x01(\x0e\x32\x15.fmctl.v1.FabricState\x12\x16\n\x0e\x66\x61\x62ric_message\x18\x03 \x01(\t\x12\x0f\n\x07library\x18\x04 \x01(\t\x12\x11\n\tsimulated\x18\x05 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x12\n\nfm_version\x18\x07 \x01(\t\x12\x16\n\x0e\x64river_version\x18\x08 \x01(\t\x12\x17\n\x0fversions_differ\x18\t \x01(\t\x12\x0e\n\x06\x66m_log\x18\n \x03(\t\x12\x41\n\tfm_config\x18\x0b \x03(\x0b\x32..fmctl.v1.GetAgentStatusResponse.FmConfigEntry\x12\r\n\x05nvlsm\x18\x0c \x01(\t\x12\x14\n\x0c\x66\x61\x62ric_start\x18\r \x01(\t\x12\x12\n\nhas_daemon\x18\x0e \x01(\x08\x1a/\n\rFmConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x19StartFabricManagerRequest\x12!\n\x04mode\x18\x01 \x01(\x0e\x32\x13.fmctl.v1.StartMode\x12\x1c\n\x14\x61\x63tive_partition_ids\x18\x02 \x03(\r\"\x1c\n\x1aStartFabricManagerResponse\"\x15\n\x13RestartAgentRequest\"\x16\n\x14RestartAgentResponse\"6\n\x13ReplaceAgentRequest\x12\x0f\n\x07\x61rchive\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x16\n\x14ReplaceAgentResponse\"4\n\x11StreamLogsRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"\xa6\x01\n\x12StreamLogsResponse\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x04\x12#\n\x06source\x18\x04 \x01(\x0e\x32\x13.fmctl.v1.LogSource\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x06 \x01(\t\"e\n\x11\x42reakGlassRequest\x12\x12\n\x08\x61\x63tivate\x18\x01 \x01(\rH\x00\x12\x14\n\ndeactivate\x18\x02 \x01(\rH\x00\x12\x0c\n\x04user\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x08\n\x06\x63hange\"`\n\x12\x42reakGlassResponse\x12&\n\tpartition\x18\x01 \x01(\x0b\x32\x13.fmctl.v1.Partition\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x11\n\tsimulated\x18\x03 \x01(\x08*U\n\tStartMode\x12\x1a\n\x16START_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10START_MODE_FRESH\x10\x01\x12\x16\n\x12START_MODE_RESTART\x10\x02*y\n\tLogSource\x12\x1a\n\x16LOG_SOURCE_UNSPECIFIED\x10\x00\x12\x1d\n\x19LOG_SOURCE_FABRIC_MANAGER\x10\x01\x12\x15\n\x11LOG_SOURCE_KERNEL\x10\x02\x12\x1a\n\x16LOG_SOURCE_BREAK_GLASS\x10\x03\x32\xca\x07\n\x14\x46\x61\x62ricManagerService\x12\x65\n\x14ListFabricPartitions\x12%.fmctl.v1.ListFabricPartitionsRequest\x1a&.fmctl.v1.ListFabricPartitionsResponse\x12n\n\x17\x41\x63tivateFabricPartition\x12(.fmctl.v1.ActivateFabricPartitionRequest\x1a).fmctl.v1.ActivateFabricPartitionResponse\x12t\n\x19\x44\x65\x61\x63tivateFabricPartition\x12*.fmctl.v1.DeactivateFabricPartitionRequest\x1a+.fmctl.v1.DeactivateFabricPartitionResponse\x12}\n\x1cSetActivatedFabricPartitions\x12-.fmctl.v1.SetActivatedFabricPartitionsRequest\x1a..fmctl.v1.SetActivatedFabricPartitionsResponse\x12S\n\x0eGetAgentStatus\x12\x1f.fmctl.v1.GetAgentStatusRequest\x1a .fmctl.v1.GetAgentStatusResponse\x12_\n\x12StartFabricManager\x12#.fmctl.v1.StartFabricManagerRequest\x1a$.fmctl.v1.StartFabricManagerResponse\x12M\n\x0cRestartAgent\x12\x1d.fmctl.v1.RestartAgentRequest\x1a\x1e.fmctl.v1.RestartAgentResponse\x12M\n\x0cReplaceAgent\x12\x1d.fmctl.v1.ReplaceAgentRequest\x1a\x1e.fmctl.v1.ReplaceAgentResponse\x12I\n\nStreamLogs\x12\x1b.fmctl.v1.StreamLogsRequest\x1a\x1c.fmctl.v1.StreamLogsResponse0\x01\x12G\n\nBreakGlass\x12\x1b.fmctl.v1.BreakGlassRequest\x1a\x1c.fmctl.v1.BreakGlassResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETAGENTSTATUSRESPONSE_FMCONFIGENTRY']._loaded_options = None
   _globals['_GETAGENTSTATUSRESPONSE_FMCONFIGENTRY']._serialized_options = b'8\001'
-  _globals['_STARTMODE']._serialized_start=1439
-  _globals['_STARTMODE']._serialized_end=1524
-  _globals['_LOGSOURCE']._serialized_start=1526
-  _globals['_LOGSOURCE']._serialized_end=1619
+  _globals['_STARTMODE']._serialized_start=1660
+  _globals['_STARTMODE']._serialized_end=1745
+  _globals['_LOGSOURCE']._serialized_start=1747
+  _globals['_LOGSOURCE']._serialized_end=1868
   _globals['_LISTFABRICPARTITIONSREQUEST']._serialized_start=102
   _globals['_LISTFABRICPARTITIONSREQUEST']._serialized_end=131
   _globals['_LISTFABRICPARTITIONSRESPONSE']._serialized_start=133
@@ -58,25 +58,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETAGENTSTATUSREQUEST']._serialized_start=537
   _globals['_GETAGENTSTATUSREQUEST']._serialized_end=560
   _globals['_GETAGENTSTATUSRESPONSE']._serialized_start=563
-  _globals['_GETAGENTSTATUSRESPONSE']._serialized_end=963
-  _globals['_GETAGENTSTATUSRESPONSE_FMCONFIGENTRY']._serialized_start=916
-  _globals['_GETAGENTSTATUSRESPONSE_FMCONFIGENTRY']._serialized_end=963
-  _globals['_STARTFABRICMANAGERREQUEST']._serialized_start=965
-  _globals['_STARTFABRICMANAGERREQUEST']._serialized_end=1057
-  _globals['_STARTFABRICMANAGERRESPONSE']._serialized_start=1059
-  _globals['_STARTFABRICMANAGERRESPONSE']._serialized_end=1087
-  _globals['_RESTARTAGENTREQUEST']._serialized_start=1089
-  _globals['_RESTARTAGENTREQUEST']._serialized_end=1110
-  _globals['_RESTARTAGENTRESPONSE']._serialized_start=1112
-  _globals['_RESTARTAGENTRESPONSE']._serialized_end=1134
-  _globals['_REPLACEAGENTREQUEST']._serialized_start=1136
-  _globals['_REPLACEAGENTREQUEST']._serialized_end=1190
-  _globals['_REPLACEAGENTRESPONSE']._serialized_start=1192
-  _globals['_REPLACEAGENTRESPONSE']._serialized_end=1214
-  _globals['_STREAMLOGSREQUEST']._serialized_start=1216
-  _globals['_STREAMLOGSREQUEST']._serialized_end=1268
-  _globals['_STREAMLOGSRESPONSE']._serialized_start=1271
-  _globals['_STREAMLOGSRESPONSE']._serialized_end=1437
-  _globals['_FABRICMANAGERSERVICE']._serialized_start=1622
-  _globals['_FABRICMANAGERSERVICE']._serialized_end=2519
+  _globals['_GETAGENTSTATUSRESPONSE']._serialized_end=983
+  _globals['_GETAGENTSTATUSRESPONSE_FMCONFIGENTRY']._serialized_start=936
+  _globals['_GETAGENTSTATUSRESPONSE_FMCONFIGENTRY']._serialized_end=983
+  _globals['_STARTFABRICMANAGERREQUEST']._serialized_start=985
+  _globals['_STARTFABRICMANAGERREQUEST']._serialized_end=1077
+  _globals['_STARTFABRICMANAGERRESPONSE']._serialized_start=1079
+  _globals['_STARTFABRICMANAGERRESPONSE']._serialized_end=1107
+  _globals['_RESTARTAGENTREQUEST']._serialized_start=1109
+  _globals['_RESTARTAGENTREQUEST']._serialized_end=1130
+  _globals['_RESTARTAGENTRESPONSE']._serialized_start=1132
+  _globals['_RESTARTAGENTRESPONSE']._serialized_end=1154
+  _globals['_REPLACEAGENTREQUEST']._serialized_start=1156
+  _globals['_REPLACEAGENTREQUEST']._serialized_end=1210
+  _globals['_REPLACEAGENTRESPONSE']._serialized_start=1212
+  _globals['_REPLACEAGENTRESPONSE']._serialized_end=1234
+  _globals['_STREAMLOGSREQUEST']._serialized_start=1236
+  _globals['_STREAMLOGSREQUEST']._serialized_end=1288
+  _globals['_STREAMLOGSRESPONSE']._serialized_start=1291
+  _globals['_STREAMLOGSRESPONSE']._serialized_end=1457
+  _globals['_BREAKGLASSREQUEST']._serialized_start=1459
+  _globals['_BREAKGLASSREQUEST']._serialized_end=1560
+  _globals['_BREAKGLASSRESPONSE']._serialized_start=1562
+  _globals['_BREAKGLASSRESPONSE']._serialized_end=1658
+  _globals['_FABRICMANAGERSERVICE']._serialized_start=1871
+  _globals['_FABRICMANAGERSERVICE']._serialized_end=2841
 # @@protoc_insertion_point(module_scope)

@@ -51,12 +51,16 @@ class _LogSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogSource.V
     LOG_SOURCE_UNSPECIFIED: _LogSource.ValueType  # 0
     LOG_SOURCE_FABRIC_MANAGER: _LogSource.ValueType  # 1
     LOG_SOURCE_KERNEL: _LogSource.ValueType  # 2
+    LOG_SOURCE_BREAK_GLASS: _LogSource.ValueType  # 3
+    """What BreakGlass recorded, a JSON object a line."""
 
 class LogSource(_LogSource, metaclass=_LogSourceEnumTypeWrapper): ...
 
 LOG_SOURCE_UNSPECIFIED: LogSource.ValueType  # 0
 LOG_SOURCE_FABRIC_MANAGER: LogSource.ValueType  # 1
 LOG_SOURCE_KERNEL: LogSource.ValueType  # 2
+LOG_SOURCE_BREAK_GLASS: LogSource.ValueType  # 3
+"""What BreakGlass recorded, a JSON object a line."""
 Global___LogSource: _TypeAlias = LogSource  # noqa: Y015
 
 @_typing.final
@@ -259,6 +263,7 @@ class GetAgentStatusResponse(_message.Message):
     FM_CONFIG_FIELD_NUMBER: _builtins.int
     NVLSM_FIELD_NUMBER: _builtins.int
     FABRIC_START_FIELD_NUMBER: _builtins.int
+    HAS_DAEMON_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The agent's own version."""
     fabric_state: _partition_pb2.FabricState.ValueType
@@ -280,6 +285,8 @@ class GetAgentStatusResponse(_message.Message):
     """Names the fresh start of Fabric Manager by which the NVSwitches are set up: another text after each one, the same
     after a restart, and while Fabric Manager is down. Empty where that is not known.
     """
+    has_daemon: _builtins.bool
+    """A daemon reads this agent's logs."""
     @_builtins.property
     def fm_log(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The last lines of Fabric Manager's log, the newest last."""
@@ -304,10 +311,11 @@ class GetAgentStatusResponse(_message.Message):
         fm_config: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         nvlsm: _builtins.str = ...,
         fabric_start: _builtins.str = ...,
+        has_daemon: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "driver_version", b"driver_version", "fabric_message", b"fabric_message", "fabric_start", b"fabric_start", "fabric_state", b"fabric_state", "fm_config", b"fm_config", "fm_log", b"fm_log", "fm_version", b"fm_version", "library", b"library", "nvlsm", b"nvlsm", "simulated", b"simulated", "version", b"version", "versions_differ", b"versions_differ"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "driver_version", b"driver_version", "fabric_message", b"fabric_message", "fabric_start", b"fabric_start", "fabric_state", b"fabric_state", "fm_config", b"fm_config", "fm_log", b"fm_log", "fm_version", b"fm_version", "has_daemon", b"has_daemon", "library", b"library", "nvlsm", b"nvlsm", "simulated", b"simulated", "version", b"version", "versions_differ", b"versions_differ"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,3 +489,64 @@ class StreamLogsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamLogsResponse: _TypeAlias = StreamLogsResponse  # noqa: Y015
+
+@_typing.final
+class BreakGlassRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVATE_FIELD_NUMBER: _builtins.int
+    DEACTIVATE_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    activate: _builtins.int
+    """A partition's id."""
+    deactivate: _builtins.int
+    user: _builtins.str
+    """Who makes the change, as far as the caller knows."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        activate: _builtins.int = ...,
+        deactivate: _builtins.int = ...,
+        user: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate", b"activate", "change", b"change", "deactivate", b"deactivate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate", b"activate", "change", b"change", "deactivate", b"deactivate", "reason", b"reason", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["activate", "deactivate"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___BreakGlassRequest: _TypeAlias = BreakGlassRequest  # noqa: Y015
+
+@_typing.final
+class BreakGlassResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    ALREADY_FIELD_NUMBER: _builtins.int
+    SIMULATED_FIELD_NUMBER: _builtins.int
+    already: _builtins.bool
+    """It was so before."""
+    simulated: _builtins.bool
+    @_builtins.property
+    def partition(self) -> _partition_pb2.Partition:
+        """As the change left it."""
+
+    def __init__(
+        self,
+        *,
+        partition: _partition_pb2.Partition | None = ...,
+        already: _builtins.bool = ...,
+        simulated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["partition", b"partition"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "partition", b"partition", "simulated", b"simulated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BreakGlassResponse: _TypeAlias = BreakGlassResponse  # noqa: Y015

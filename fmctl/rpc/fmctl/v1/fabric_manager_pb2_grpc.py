@@ -82,6 +82,11 @@ class FabricManagerServiceStub(object):
                 request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsRequest.SerializeToString,
                 response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsResponse.FromString,
                 _registered_method=True)
+        self.BreakGlass = channel.unary_unary(
+                '/fmctl.v1.FabricManagerService/BreakGlass',
+                request_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.BreakGlassRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.BreakGlassResponse.FromString,
+                _registered_method=True)
 
 
 class FabricManagerServiceServicer(object):
@@ -150,6 +155,15 @@ class FabricManagerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BreakGlass(self, request, context):
+        """A person's change where there is no daemon: recorded, made, judged by a list, and what came of it recorded. Fails
+        with BAD_REQUEST without a reason and a user, and with PARTITION_HELD while a daemon may live: one that reads the
+        logs, or may begin to. What is recorded comes over StreamLogs, also to a daemon that comes later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FabricManagerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +211,11 @@ def add_FabricManagerServiceServicer_to_server(servicer, server):
                     servicer.StreamLogs,
                     request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsRequest.FromString,
                     response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsResponse.SerializeToString,
+            ),
+            'BreakGlass': grpc.unary_unary_rpc_method_handler(
+                    servicer.BreakGlass,
+                    request_deserializer=fmctl_dot_v1_dot_fabric__manager__pb2.BreakGlassRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_fabric__manager__pb2.BreakGlassResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -445,6 +464,33 @@ class FabricManagerService(object):
             '/fmctl.v1.FabricManagerService/StreamLogs',
             fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsRequest.SerializeToString,
             fmctl_dot_v1_dot_fabric__manager__pb2.StreamLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BreakGlass(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.FabricManagerService/BreakGlass',
+            fmctl_dot_v1_dot_fabric__manager__pb2.BreakGlassRequest.SerializeToString,
+            fmctl_dot_v1_dot_fabric__manager__pb2.BreakGlassResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,11 @@ class FabricManagerServiceStub:
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_fabric_manager_pb2.StreamLogsRequest, _fabric_manager_pb2.StreamLogsResponse]
     """Fabric Manager's log and the kernel's reports of NVSwitch errors: what is still kept, then each new line."""
+    BreakGlass: _grpc.UnaryUnaryMultiCallable[_fabric_manager_pb2.BreakGlassRequest, _fabric_manager_pb2.BreakGlassResponse]
+    """A person's change where there is no daemon: recorded, made, judged by a list, and what came of it recorded. Fails
+    with BAD_REQUEST without a reason and a user, and with PARTITION_HELD while a daemon may live: one that reads the
+    logs, or may begin to. What is recorded comes over StreamLogs, also to a daemon that comes later.
+    """
 
 @_typing.type_check_only
 class FabricManagerServiceAsyncStub(FabricManagerServiceStub):
@@ -77,6 +82,11 @@ class FabricManagerServiceAsyncStub(FabricManagerServiceStub):
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_fabric_manager_pb2.StreamLogsRequest, _fabric_manager_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """Fabric Manager's log and the kernel's reports of NVSwitch errors: what is still kept, then each new line."""
+    BreakGlass: _aio.UnaryUnaryMultiCallable[_fabric_manager_pb2.BreakGlassRequest, _fabric_manager_pb2.BreakGlassResponse]  # type: ignore[assignment]
+    """A person's change where there is no daemon: recorded, made, judged by a list, and what came of it recorded. Fails
+    with BAD_REQUEST without a reason and a user, and with PARTITION_HELD while a daemon may live: one that reads the
+    logs, or may begin to. What is recorded comes over StreamLogs, also to a daemon that comes later.
+    """
 
 class FabricManagerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The agent in the Service VM: Fabric Manager's calls one to one, with no memory and no judgement. The daemon is its
@@ -153,5 +163,16 @@ class FabricManagerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fabric_manager_pb2.StreamLogsResponse], _abc.AsyncIterator[_fabric_manager_pb2.StreamLogsResponse]]:
         """Fabric Manager's log and the kernel's reports of NVSwitch errors: what is still kept, then each new line."""
+
+    @_abc_1.abstractmethod
+    def BreakGlass(
+        self,
+        request: _fabric_manager_pb2.BreakGlassRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fabric_manager_pb2.BreakGlassResponse, _abc.Awaitable[_fabric_manager_pb2.BreakGlassResponse]]:
+        """A person's change where there is no daemon: recorded, made, judged by a list, and what came of it recorded. Fails
+        with BAD_REQUEST without a reason and a user, and with PARTITION_HELD while a daemon may live: one that reads the
+        logs, or may begin to. What is recorded comes over StreamLogs, also to a daemon that comes later.
+        """
 
 def add_FabricManagerServiceServicer_to_server(servicer: FabricManagerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
