@@ -15,6 +15,7 @@ from fmctl.core.book import Book, Kind, MarkKind
 from fmctl.core.errors import NoSuchPartition
 from fmctl.core.lease import Lease
 from fmctl.core.partition import Partition, PartitionList
+from fmctl.core.policy import Policy
 from fmctl.core.ports import Store
 from fmctl.core.request import Request
 
@@ -22,13 +23,18 @@ from fmctl.core.request import Request
 class Chooser:
     """Decides over the store's book and Fabric Manager's table, as last seen."""
 
-    def __init__(self, store: Store, fabric: Fabric, gpus: Gpus) -> None:
+    def __init__(self, store: Store, fabric: Fabric, gpus: Gpus, policy: Policy | None = None) -> None:
+        """`policy` is for what `grant` serves: new leases."""
+        self._policy = policy or Policy()
         self._store = store
         self._fabric = fabric
         self._gpus = gpus
 
     def grant(self, request: Request, budget: Budget) -> Grant:
-        """What the request would get now; raises what `core.allocate` does, and what a list does."""
+        """What the request would get now.
+
+        Raises PolicyDenied or LimitReached where a rule refuses it, what `core.allocate` does, and what a list does.
+        """
         try:
             return self._granted(request, self._fabric.known(budget.look()))
         except NoSuchPartition:
@@ -69,18 +75,35 @@ class Chooser:
         return available(self._store.book, listed, dict(self._gpus.nodes()), self._fabric.unsettled)
 
     def _granted(self, request: Request, listed: PartitionList) -> Grant:
-        return self._chosen(request, self.available(listed))
+        free = self.available(listed)
+        refusal = self._policy.refusal(self._store.book, [self._size(request, free)], request.owner)
+        if refusal is not None:
+            raise refusal
+        return self._chosen(request, free)
+
+    def _size(self, request: Request, free: Availability) -> int:
+        """How many GPUs the request would hold; raises what `core.allocate.need` does, and NoSuchPartition."""
+        if request.count is not None:
+            need = allocate.need(free, request.count, request.shape)
+            return need.size * need.pieces
+        return len(self._named(request, PartitionList(tuple(free.partitions))).gpus)
+
+    def _named(self, request: Request, listed: PartitionList) -> Partition:
+        if request.partition_id is not None:
+            return listed.get(request.partition_id)
+        return listed.with_gpus(request.gpu_ids or self._gpus.physical_ids(request.addresses))
 
     def _chosen(self, request: Request, free: Availability) -> Grant:
         if request.count is not None:
             return allocate.grant(free, request.count, request.shape, node=request.numa_node)
         listed = PartitionList(tuple(free.partitions))
-        if request.partition_id is not None:
-            self._refuse_taken(listed.get(request.partition_id), listed)
-            return allocate.by_partition(free, request.partition_id)
-        gpu_ids = request.gpu_ids or self._gpus.physical_ids(request.addresses)
-        self._refuse_taken(listed.with_gpus(gpu_ids), listed)
-        return allocate.by_gpus(free, gpu_ids)
+        partition = self._named(request, listed)
+        self._refuse_taken(partition, listed)
+        return (
+            allocate.by_partition(free, partition.id)
+            if request.partition_id is not None
+            else allocate.by_gpus(free, partition.gpu_ids)
+        )
 
     def _refuse_taken(self, partition: Partition, listed: PartitionList) -> None:
         """Raise PartitionHeld, which names the owners, where a lease or an active partition has one of its GPUs."""

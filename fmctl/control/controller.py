@@ -29,6 +29,7 @@ from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, Poli
 from fmctl.core.partition import PartitionList
 from fmctl.core.plan import ACTOR
 from fmctl.core.platform import Hardware, Platform, recognise
+from fmctl.core.policy import Policy
 from fmctl.core.ports import Agent, Gate, Store
 from fmctl.core.rules import Rules
 
@@ -55,6 +56,7 @@ class FabricController:
         gpus: Gpus,
         *,
         rules: Rules | None = None,
+        policy: Policy | None = None,
         agent_address: str = "",
         host_id: str = "",
         platform: Platform | None = None,
@@ -88,7 +90,8 @@ class FabricController:
         self._compacted_at = -COMPACT_INTERVAL
         self.fabric = Fabric(agent, now)
         turn = Turn(call_timeout, clock)
-        self.chooser = Chooser(self.store, self.fabric, gpus)
+        self.policy = policy or Policy()
+        self.chooser = Chooser(self.store, self.fabric, gpus, self.policy)
         self.reconciler = Reconciler(
             self.store, self.fabric, gpus, turn, rules or Rules(), generation=self._generation, now=now
         )
@@ -120,6 +123,7 @@ class FabricController:
             platform=self._board,
             refuse_new_work=self.admission.refuse_new_work,
             observed=lambda: self.reconciler.observed,
+            policy=self.policy,
         )
 
     @property

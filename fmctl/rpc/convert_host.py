@@ -30,12 +30,15 @@ def reason(text: str) -> str:
     return text.strip()
 
 
-def capacity_to(headroom: Headroom, cordoned: str, *, simulated: bool) -> messages.GetCapacityResponse:
+def capacity_to(
+    headroom: Headroom, cordoned: str, rules: Sequence[str], *, simulated: bool
+) -> messages.GetCapacityResponse:
     """The message of what could be granted."""
     return messages.GetCapacityResponse(
         sizes=[messages.SizeCapacity(gpus=size, leases=leases) for size, leases in headroom.partitions.items()],
         gpus=messages.GpuCounts(**vars(headroom.gpus)),
         cordoned=cordoned,
+        rules=rules,
         simulated=simulated,
     )
 
@@ -45,21 +48,22 @@ def capacity_from(message: messages.GetCapacityResponse) -> Capacity:
     gpus = message.gpus
     counts = GpuCounts(gpus.total, gpus.free, gpus.busy, gpus.cleaning, gpus.quarantined, gpus.cordoned)
     headroom = Headroom({size.gpus: size.leases for size in message.sizes}, counts)
-    return Capacity(headroom, message.cordoned, message.simulated)
+    return Capacity(headroom, message.cordoned, tuple(message.rules), message.simulated)
 
 
-def fit_to(partitions: Sequence[Partition] | None, *, simulated: bool) -> messages.CanAllocateResponse:
-    """The message of partitions that would do together, or of none."""
+def fit_to(partitions: Sequence[Partition] | None, rule: str, *, simulated: bool) -> messages.CanAllocateResponse:
+    """The message of partitions that would do together, or of none, and which rule refuses them."""
     return messages.CanAllocateResponse(
         possible=partitions is not None,
         partition_ids=[partition.id for partition in partitions or ()],
+        rule=rule,
         simulated=simulated,
     )
 
 
 def fit_from(message: messages.CanAllocateResponse) -> Fit:
     """Partitions that would do together, of their message."""
-    return Fit(tuple(message.partition_ids) if message.possible else None, message.simulated)
+    return Fit(tuple(message.partition_ids) if message.possible else None, message.rule, message.simulated)
 
 
 def explanation_to(verdicts: Sequence[Verdict], *, simulated: bool) -> messages.ExplainResponse:
