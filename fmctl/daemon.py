@@ -41,7 +41,7 @@ from fmctl.rpc import vsock
 from fmctl.rpc.agent_client import AgentClient
 from fmctl.rpc.probe import Probe
 from fmctl.rpc.relay import Relay
-from fmctl.rpc.server import CONTROLLER_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
+from fmctl.rpc.server import CONTROLLER_SERVICE, LAYOUT_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
 from fmctl.rpc.services import services
 from fmctl.watchdog import Watchdog
 
@@ -141,7 +141,7 @@ class _Daemon:
         )
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
-            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE),
+            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, LAYOUT_SERVICE),
             services(self._controller, Operator(self._service_vm) if self._service_vm else None, self._log),
             simulated=lambda: self._controller.simulated,
         )

@@ -81,6 +81,7 @@ def _capacity(found: Capacity) -> str:
         "being cleaned": gpus.cleaning,
         "quarantined": gpus.quarantined,
         "cordoned": gpus.cordoned,
+        "outside the layout": gpus.outside,
     }
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "free")
     cordon = f"this host takes no new work: {found.cordoned}\n" if found.cordoned else ""

@@ -18,6 +18,7 @@ from fmctl.control.admission import Admission
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Fabric, Turn
 from fmctl.control.gpus import Gpus
+from fmctl.control.layouts import Layouts
 from fmctl.control.leases import Leases
 from fmctl.control.queries import Queries
 from fmctl.control.reconciler import Reconciler
@@ -89,24 +90,52 @@ class FabricController:
         self._last_status: AgentStatus | None = None
         self._compacted_at = -COMPACT_INTERVAL
         self.fabric = Fabric(agent, now)
-        turn = Turn(call_timeout, clock)
+        self._turn = Turn(call_timeout, clock)
         self.policy = policy or Policy()
         self.chooser = Chooser(self.store, self.fabric, gpus, self.policy)
         self.reconciler = Reconciler(
-            self.store, self.fabric, gpus, turn, rules or Rules(), generation=self._generation, now=now
-        )
-        self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
-        self.leases = Leases(
             self.store,
             self.fabric,
-            turn,
+            gpus,
+            self._turn,
+            rules or Rules(),
+            generation=self._generation,
+            now=now,
+            beside=lambda seen: self.layouts.plan(seen),
+        )
+        self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
+        self._new_id = new_id
+        self._wake = wake
+
+    @functools.cached_property
+    def leases(self) -> Leases:
+        """What makes, changes and ends leases."""
+        return Leases(
+            self.store,
+            self.fabric,
+            self._turn,
             self.chooser,
             self.reconciler,
             self.admission,
             generation=self._generation,
-            now=now,
-            new_id=new_id,
-            wake=wake,
+            now=self._now,
+            new_id=self._new_id,
+            wake=self._wake,
+        )
+
+    @functools.cached_property
+    def layouts(self) -> Layouts:
+        """What applies layouts, and plans for the one in force."""
+        return Layouts(
+            self.store,
+            self.fabric,
+            self._turn,
+            self.reconciler,
+            self.admission,
+            self.policy,
+            now=self._now,
+            new_id=self._new_id,
+            wake=self._wake,
         )
 
     @functools.cached_property

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from fmctl.core import layout
 from fmctl.core import owner as owners
 from fmctl.core.book import Book
 from fmctl.core.errors import FmctlError, LimitReached, PolicyDenied
+from fmctl.core.layout import Layout
 from fmctl.core.packing import Headroom
 from fmctl.core.partition import MAX_GPUS
 from fmctl.core.refusal import gpus
@@ -41,6 +43,14 @@ class Policy:
         (), doc="who may lease GPUs, such as team-a or team-*; empty for everybody who is not denied"
     )
     denied_owners: tuple[str, ...] = setting((), doc="who may not")
+    layout: Layout | None = setting(
+        None,
+        doc="which partitions are used once `fmctl layout apply` applied it, such as 4x2 (four of two GPUs) or 4+2+1+1;"
+        " null for all",
+    )
+    keep_layout_active: bool = setting(
+        default=False, doc="whether its partitions are active also while nobody leases them"
+    )
 
     def refusal(self, book: Book, sizes: Sequence[int], owner: str = "") -> FmctlError | None:
         """Why new requests that hold so many GPUs each are refused together; None where they are not.
@@ -59,16 +69,16 @@ class Policy:
         held = held_by(book, owner)
         its = wanted if owner else most
         if _exceeds(held + its, self.max_gpus_per_owner):
-            who = f"owner {owner!r}" if owner else "one owner"
+            who = f"owner {owner!r}" if owner else "an owner"
             return LimitReached(
-                f"{gpus(its)} more for {who} are refused",
+                f"{who} may not hold {gpus(its)} more",
                 why=f"the setting policy.max_gpus_per_owner is {self.max_gpus_per_owner}, and it holds {held}",
                 fix="release some, or ask another host",
             )
         leased = held_by(book)
         if _exceeds(leased + wanted, self.max_gpus_per_host):
             return LimitReached(
-                f"{gpus(wanted)} more are refused",
+                f"this host may not lease {gpus(wanted)} more",
                 why=f"the setting policy.max_gpus_per_host is {self.max_gpus_per_host}, and {leased} are leased",
                 fix="ask another host, or wait until some are released",
             )
@@ -89,10 +99,12 @@ class Policy:
             "max_gpus_per_owner": (self.max_gpus_per_owner, ""),
             "max_gpus_per_host": (self.max_gpus_per_host, f", and {held_by(book)} are leased"),
         }
+        found = layout.applied(book)
         lists = {"allowed_owners": self.allowed_owners, "denied_owners": self.denied_owners}
         return (
             *(f"policy.{name} is {limit}{more}" for name, (limit, more) in limits.items() if limit is not None),
             *(f"policy.{name} is {', '.join(names)}" for name, names in lists.items() if names),
+            *((f"the layout is {found}",) if found else ()),
         )
 
     def _refused_owner(self, owner: str) -> str:

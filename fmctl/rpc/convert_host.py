@@ -9,10 +9,12 @@ from fmctl.core.answers import HostInfo
 from fmctl.core.book import Entry
 from fmctl.core.errors import BadRequest
 from fmctl.core.explain import Outcome, Verdict
+from fmctl.core.layout import LayoutRow, LayoutState
 from fmctl.core.leased import Candidate, Capacity, Explanation, Fit, Reconciliation
 from fmctl.core.packing import GpuCounts, Headroom
 from fmctl.core.partition import Partition
 from fmctl.core.plan import Activate, Deactivate, Plan, Step
+from fmctl.rpc.fmctl.v1 import layout_pb2
 from fmctl.rpc.fmctl.v1 import lease_pb2 as messages
 
 API_VERSION = "v1"
@@ -46,7 +48,7 @@ def capacity_to(
 def capacity_from(message: messages.GetCapacityResponse) -> Capacity:
     """What could be granted, of its message."""
     gpus = message.gpus
-    counts = GpuCounts(gpus.total, gpus.free, gpus.busy, gpus.cleaning, gpus.quarantined, gpus.cordoned)
+    counts = GpuCounts(**{name: getattr(gpus, name) for name in GpuCounts.__dataclass_fields__})
     headroom = Headroom({size.gpus: size.leases for size in message.sizes}, counts)
     return Capacity(headroom, message.cordoned, tuple(message.rules), message.simulated)
 
@@ -128,3 +130,25 @@ def _entry_in_words(entry: Entry) -> str:
     return f"record of {entry.kind.value} {entry.subject}: {entry.what}" + (
         f" ({entry.detail})" if entry.detail else ""
     )
+
+
+def layout_to(state: LayoutState) -> layout_pb2.Layout:
+    """The message of a layout and how the host differs from it."""
+    return layout_pb2.Layout(
+        settings=state.settings,
+        applied=state.applied,
+        shown=state.shown,
+        partitions=[
+            layout_pb2.LayoutPartition(
+                partition_id=row.partition_id, physical_ids=row.gpus, active=row.active, owner=row.owner
+            )
+            for row in state.rows
+        ],
+        differences=state.differences,
+    )
+
+
+def layout_from(message: layout_pb2.Layout) -> LayoutState:
+    """The layout of a message."""
+    rows = (LayoutRow(p.partition_id, tuple(p.physical_ids), p.active, p.owner) for p in message.partitions)
+    return LayoutState(message.settings, message.applied, message.shown, tuple(rows), tuple(message.differences))

@@ -12,8 +12,10 @@ from fmctl.control.operator import Operator
 from fmctl.core.loglines import KeptLog
 from fmctl.rpc.controller import FabricControllerServicer
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
+from fmctl.rpc.fmctl.v1.layout_pb2_grpc import add_LayoutServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.lease_pb2_grpc import add_LeaseServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import add_ServiceVmServiceServicer_to_server
+from fmctl.rpc.layout import LayoutServicer
 from fmctl.rpc.leases import LeaseServicer
 from fmctl.rpc.server import Add
 from fmctl.rpc.servicevm import ServiceVmServicer
@@ -37,6 +39,7 @@ def services(
         servicer = ServiceVmServicer(operator, log, lambda: controller.simulated)
         add_ServiceVmServiceServicer_to_server(servicer, server)
         add_LeaseServiceServicer_to_server(LeaseServicer(controller, streams), server)
+        add_LayoutServiceServicer_to_server(LayoutServicer(controller), server)
         return streams.close
 
     return add

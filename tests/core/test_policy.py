@@ -51,7 +51,7 @@ def test_what_an_owner_holds_is_limited_spare_gpus_included() -> None:
     policy, state = Policy(max_gpus_per_owner=4), book(("a", 2, 1), ("b", 4, 0))
     refusal = policy.refusal(state, [2], "a")
     assert isinstance(refusal, LimitReached)
-    assert refusal.what == "2 GPUs more for owner 'a' are refused"
+    assert refusal.what == "owner 'a' may not hold 2 GPUs more"
     assert refusal.why == "the setting policy.max_gpus_per_owner is 4, and it holds 3"
     assert why(policy, state, 1, owner="a") == ""
     assert why(policy, state, 1, 1, owner="a") == refusal.why

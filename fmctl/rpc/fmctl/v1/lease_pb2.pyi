@@ -774,6 +774,7 @@ class GpuCounts(_message.Message):
     CLEANING_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    OUTSIDE_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     free: _builtins.int
     busy: _builtins.int
@@ -781,6 +782,8 @@ class GpuCounts(_message.Message):
     quarantined: _builtins.int
     cordoned: _builtins.int
     """In cordoned partitions only."""
+    outside: _builtins.int
+    """In no partition of the host's layout."""
     def __init__(
         self,
         *,
@@ -790,10 +793,11 @@ class GpuCounts(_message.Message):
         cleaning: _builtins.int = ...,
         quarantined: _builtins.int = ...,
         cordoned: _builtins.int = ...,
+        outside: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "cleaning", b"cleaning", "cordoned", b"cordoned", "free", b"free", "quarantined", b"quarantined", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "cleaning", b"cleaning", "cordoned", b"cordoned", "free", b"free", "outside", b"outside", "quarantined", b"quarantined", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
