@@ -142,7 +142,8 @@ def _shown(found: LayoutState) -> str:
 
 
 def _differences(found: LayoutState) -> str:
-    lines = found.differences or (f"this host is as the layout {found.shown or NONE} has it",)
+    same = f"this host is as the layout {found.shown} has it" if found.shown else "this host has no layout"
+    lines = found.differences or (same,)
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -103,7 +103,7 @@ def _in_the_way(book: Book, seen: Observed, partition: Partition) -> str:
         return "who holds its GPUs is not known"
     if not seen.open.isdisjoint(partition.gpu_ids):
         return "somebody holds its GPUs"
-    if partition.id in seen.unsettled:
+    if seen.now < seen.unsettled.get(partition.id, 0.0):
         return "a call to Fabric Manager that was given up may take effect yet"
     strays = [str(p.id) for p in unowned(book, seen.listed) if p.overlaps(partition)] if seen.listed else []
     return f"partition {','.join(strays)} is active, and no lease holds it" if strays else ""

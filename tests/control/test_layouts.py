@@ -189,6 +189,14 @@ def test_a_tenant_takes_over_an_active_partition_without_a_call_by_one_commit() 
     assert world.line.calls[calls:] == [(Operation.DEACTIVATE, 3), (Operation.ACTIVATE, 3)]
 
 
+def test_the_reconciler_is_woken_once_a_partition_is_the_layout_s_again() -> None:
+    world = standing()
+    lease = world.allocate("a", "r", count=2)
+    before = world.wakes
+    world.release(lease.id, wait=True)
+    assert (world.wakes, world.active) == (before + 1, PAIRS - {3})
+
+
 def test_several_partitions_are_taken_over_together() -> None:
     world = standing("8x1")
     calls = len(world.line.calls)
