@@ -300,7 +300,17 @@ def test_a_host_that_takes_no_new_work_activates_nothing(how: str) -> None:
     assert world.active == {1, 2}
 
 
-def test_a_cordon_stops_what_is_under_way_and_leaves_what_is_active() -> None:
+def test_a_cordon_ends_what_is_not_active_yet() -> None:
+    world = World("hgx-h100-8", Rules(Mode.MANAGE), "code=-2@activate:1+")
+    apply(world, "2x4", kept=True)
+    world.reconcile()
+    assert {lease.state for lease in kept(world)} == {LeaseState.ACTIVATING}
+    world.controller.cordon("why", actor="a person")
+    world.settle()
+    assert (world.active, world.leases) == (set(), [])
+
+
+def test_a_cordon_leaves_what_was_active_before() -> None:
     world = standing()
     world.start_fresh()
     world.line.cut = 10_000
