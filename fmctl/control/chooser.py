@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fmctl.control.fabric import Budget, Fabric
 from fmctl.control.gpus import Gpus
-from fmctl.core import allocate, layout, outcome, plan, standing
+from fmctl.core import allocate, layouts, outcome, plan, standing
 from fmctl.core.allocate import Grant, Shape
 from fmctl.core.availability import Availability
 from fmctl.core.book import Book, Kind, MarkKind
@@ -156,4 +156,4 @@ def available(
         cleaning=reasons(Kind.GPU, MarkKind.CLEANING),
         nodes=nodes,
     )
-    return layout.restricted(found, book)
+    return layouts.restricted(found, book)

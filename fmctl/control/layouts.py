@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout of this host: applied on a person's word, compared with what is there, and planned for.
 
-`core.layout` and `core.standing` decide; `control.reconciler` takes the steps that `plan` names.
+`core.layouts` and `core.standing` decide; `control.reconciler` takes the steps that `plan` names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fmctl.control.chooser import available
 from fmctl.control.fabric import Fabric, Turn
 from fmctl.control.reconciler import Reconciler
 from fmctl.control.watch import WatchedStore
-from fmctl.core import layout, standing
+from fmctl.core import layouts, standing
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_mark, of_unmark
 from fmctl.core.errors import BadRequest, FmctlError
-from fmctl.core.layout import NONE, Applied, Layout, LayoutRow, LayoutState
+from fmctl.core.layout import NONE, OWNER, Applied, Layout, LayoutRow, LayoutState
 from fmctl.core.partition import PartitionList
 from fmctl.core.plan import Observed, Plan
 from fmctl.core.policy import Policy
@@ -66,7 +66,7 @@ class Layouts:
         a list does.
         """
         listed = self._fabric.peek(timeout)
-        target = self._target(text, listed, keep_active=keep_active) if text else layout.applied(self._store.book)
+        target = self._target(text, listed, keep_active=keep_active) if text else layouts.applied(self._store.book)
         return self._compared(target, listed, named=bool(text))
 
     def apply(
@@ -93,7 +93,7 @@ class Layouts:
             target = self._target(text, listed, keep_active=keep_active)
             if dry_run:
                 return self._compared(target, listed, named=True)
-            if target != layout.applied(self._store.book):
+            if target != layouts.applied(self._store.book):
                 self._store.commit((self._entry(target, actor),), at=self._now())
         self._wake()
         while wait and self._is_under_way() and (left := deadline - time.monotonic()) > 0:
@@ -111,13 +111,13 @@ class Layouts:
         if wanted is None:
             return None
         book = self._store.book
-        own = [lease for lease in book.leases.values() if lease.owner == layout.OWNER]
+        own = [lease for lease in book.leases.values() if lease.owner == OWNER]
         free = available(book.without_mark(Kind.HOST, MarkKind.LAYOUT), listed, {}, (), own)
-        before = layout.applied(book)
-        held = [partition for lease in layout.of_tenants(book) for partition in lease.partitions]
+        before = layouts.applied(book)
+        held = [partition for lease in layouts.of_tenants(book) for partition in lease.partitions]
         ids = (*held, *(before.partitions if before else ()))
         preferred = [partition for each in ids if (partition := listed.find(each)) is not None]
-        partitions = layout.place(wanted, free, preferred)
+        partitions = layouts.place(wanted, free, preferred)
         kept = self._policy.keep_layout_active if keep_active is None else keep_active
         return Applied(wanted, tuple(partition.id for partition in partitions), kept)
 
@@ -135,8 +135,8 @@ class Layouts:
 
     def _compared(self, target: Applied | None, listed: PartitionList, *, named: bool) -> LayoutState:
         book = self._store.book
-        found, wanted = layout.applied(book), self._policy.layout
-        differences = list(layout.differences(target, book, listed))
+        found, wanted = layouts.applied(book), self._policy.layout
+        differences = list(layouts.differences(target, book, listed))
         if named and target != found:
             differences.insert(0, f"the layout {target or NONE} is not applied, but {found or NONE}")
         if not named and wanted is not None and (found is None or found.layout != wanted):

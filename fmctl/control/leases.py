@@ -20,7 +20,7 @@ from fmctl.control.fabric import Budget, Fabric, Turn
 from fmctl.control.newleases import NewLeases
 from fmctl.control.reconciler import Reconciler
 from fmctl.control.watch import WatchedStore
-from fmctl.core import layout, outcome
+from fmctl.core import layouts, outcome
 from fmctl.core import owner as owners
 from fmctl.core.allocate import Grant
 from fmctl.core.errors import (
@@ -132,7 +132,7 @@ class Leases:
                 self._reconciler.put(ends, "releasing", actor)
             if wait:
                 self._reconciler.advance(lease_id, budget)
-            if not wait or layout.applied(self._store.book):
+            if not wait or layouts.applied(self._store.book):
                 self._wake()
         return self._over(lease, deadline) if wait else self._store.lease(lease_id)
 

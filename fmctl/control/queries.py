@@ -12,7 +12,7 @@ from fmctl import __version__
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Fabric
 from fmctl.control.gpus import Gpus
-from fmctl.core import allocate, explain, packing
+from fmctl.core import allocate, explain, layouts, packing
 from fmctl.core.answers import AgentStatus, HostInfo, ServiceVmStatus
 from fmctl.core.availability import Availability
 from fmctl.core.book import Kind, MarkKind
@@ -101,7 +101,9 @@ class Queries:
     @property
     def rules(self) -> tuple[str, ...]:
         """What the operator lets tenants have, in words; nothing where no rule is set."""
-        return self._policy.told(self._store.book)
+        book = self._store.book
+        found = layouts.applied(book)
+        return (*self._policy.told(book), *((f"the layout is {found}",) if found else ()))
 
     @property
     def cordon(self) -> str:

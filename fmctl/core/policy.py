@@ -2,23 +2,24 @@
 """What this host lets its tenants have, by the operator's settings: who may lease, and how many GPUs.
 
 Pure. `control.chooser` asks before it chooses for a new lease; what is leased already is never taken back by a rule. A
-refusal names the rule. `core.layout` has which partitions are used.
+refusal names the rule. `core.layouts` has which partitions are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from fmctl.core import layout
 from fmctl.core import owner as owners
-from fmctl.core.book import Book
 from fmctl.core.errors import FmctlError, LimitReached, PolicyDenied
 from fmctl.core.layout import Layout
-from fmctl.core.packing import Headroom
 from fmctl.core.partition import MAX_GPUS
-from fmctl.core.refusal import gpus
 from fmctl.core.schema import setting
+
+if TYPE_CHECKING:
+    from fmctl.core.book import Book
+    from fmctl.core.packing import Headroom
 
 OTHERS = "ask another host, or have the setting changed"
 
@@ -62,7 +63,7 @@ class Policy:
             return PolicyDenied(f"owner {owner!r} may lease no GPU of this host", why=rule, fix=OTHERS)
         if _exceeds(most, self.max_gpus_per_request):
             return PolicyDenied(
-                f"a request for {gpus(most)} is refused",
+                f"a request for {_gpus(most)} is refused",
                 why=f"the setting policy.max_gpus_per_request is {self.max_gpus_per_request}",
                 fix="ask for fewer, or another host",
             )
@@ -71,14 +72,14 @@ class Policy:
         if _exceeds(held + its, self.max_gpus_per_owner):
             who = f"owner {owner!r}" if owner else "an owner"
             return LimitReached(
-                f"{who} may not hold {gpus(its)} more",
+                f"{who} may not hold {_gpus(its)} more",
                 why=f"the setting policy.max_gpus_per_owner is {self.max_gpus_per_owner}, and it holds {held}",
                 fix="release some, or ask another host",
             )
         leased = held_by(book)
         if _exceeds(leased + wanted, self.max_gpus_per_host):
             return LimitReached(
-                f"this host may not lease {gpus(wanted)} more",
+                f"this host may not lease {_gpus(wanted)} more",
                 why=f"the setting policy.max_gpus_per_host is {self.max_gpus_per_host}, and {leased} are leased",
                 fix="ask another host, or wait until some are released",
             )
@@ -99,12 +100,10 @@ class Policy:
             "max_gpus_per_owner": (self.max_gpus_per_owner, ""),
             "max_gpus_per_host": (self.max_gpus_per_host, f", and {held_by(book)} are leased"),
         }
-        found = layout.applied(book)
         lists = {"allowed_owners": self.allowed_owners, "denied_owners": self.denied_owners}
         return (
             *(f"policy.{name} is {limit}{more}" for name, (limit, more) in limits.items() if limit is not None),
             *(f"policy.{name} is {', '.join(names)}" for name, names in lists.items() if names),
-            *((f"the layout is {found}",) if found else ()),
         )
 
     def _refused_owner(self, owner: str) -> str:
@@ -130,3 +129,7 @@ def _exceeds(gpus: int, limit: int | None) -> bool:
 
 def _is_among(owner: str, names: Collection[str]) -> bool:
     return any(owner.startswith(name[:-1]) if name.endswith("*") else owner == name for name in names)
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'' if count == 1 else 's'}"

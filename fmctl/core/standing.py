@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from fmctl.core import layout
+from fmctl.core import layouts
 from fmctl.core.book import Book, Kind, MarkKind, of_lease
 from fmctl.core.layout import OWNER, Applied
 from fmctl.core.lease import Lease, LeaseState
@@ -23,7 +23,7 @@ _UNFINISHED = (LeaseState.PENDING, LeaseState.ACTIVATING)
 
 def takeable(book: Book) -> dict[int, Lease]:
     """The layout's leases that a tenant's may take the place of, by partition: those under which no VM runs."""
-    found = layout.applied(book)
+    found = layouts.applied(book)
     return {
         partition: lease
         for lease in _own(book)
@@ -40,9 +40,9 @@ def is_settled(book: Book) -> bool:
 
 def plan(book: Book, seen: Observed, *, new_id: Callable[[], str], refused: str = "") -> Plan:
     """What to do next about the layout; `refused` tells why the host takes no new work, where it takes none."""
-    found = layout.applied(book)
+    found = layouts.applied(book)
     each = (*_ends(book, seen, found, refused), *_begins(book, seen, found, new_id, refused))
-    drift = layout.drift(book, seen.listed) if seen.listed is not None else ()
+    drift = layouts.drift(book, seen.listed) if seen.listed is not None else ()
     return Plan(
         tuple(step for step in each if not isinstance(step, str)), (*drift, *(x for x in each if isinstance(x, str)))
     )

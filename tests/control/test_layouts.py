@@ -23,9 +23,9 @@ from fmctl.core.errors import (
 from fmctl.core.fmcode import Operation
 from fmctl.core.layout import OWNER, Layout, LayoutState
 from fmctl.core.lease import Lease, LeaseState
-from fmctl.core.plan import Mode, Rules
 from fmctl.core.policy import Policy
 from fmctl.core.request import Request
+from fmctl.core.rules import Mode, Rules
 from tests.control.leasing import BOARDS, TIMEOUT, World, refuse
 
 PAIRS = {3, 4, 5, 6}

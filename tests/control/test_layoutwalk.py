@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from fmctl.core import layout
+from fmctl.core import layouts
 from fmctl.core.allocate import Shape
 from fmctl.core.errors import FmctlError
 from fmctl.core.layout import OWNER
@@ -72,7 +72,11 @@ class Walk:
         how()
 
     def lose(self) -> None:
-        self.chance.choice([lambda: setattr(self.world.line, "lost", 1), lambda: setattr(self.world.line, "cut", 2)])()
+        """Let an answer get lost, or the next two calls not get through."""
+        if self.chance.random() < 0.5:
+            self.world.line.lost = 1
+        else:
+            self.world.line.cut = 2
 
     def check(self) -> None:
         """What must be so once all has settled."""
@@ -86,7 +90,7 @@ class Walk:
         assert self.acknowledged <= {lease.id for lease in leases}
         tenants = {gpu for lease in leases if lease.owner != OWNER for gpu in lease.held}
         assert len(tenants) <= 6
-        found = layout.applied(world.store.book)
+        found = layouts.applied(world.store.book)
         kept = found.partitions if found and found.kept_active else ()
         own = sorted(p for lease in leases if lease.owner == OWNER for p in lease.partitions)
         assert own == [p for p in kept if tenants.isdisjoint(world.gpus_of(p))]

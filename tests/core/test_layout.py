@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from fmctl.core import layout, schema
+from fmctl.core import layouts, schema
 from fmctl.core.allocate import by_gpus, by_partition, grant, need
 from fmctl.core.availability import Availability, Cause
 from fmctl.core.book import Book, Kind, Mark, MarkKind
 from fmctl.core.errors import InvalidDocument, NoSuchPartition, PolicyDenied
 from fmctl.core.explain import Outcome, explain
-from fmctl.core.layout import Applied, Layout, place
+from fmctl.core.layout import Applied, Layout
+from fmctl.core.layouts import place
 from fmctl.core.packing import capacity
 from fmctl.core.partition import PartitionList
 from fmctl.core.settings import DaemonSettings
@@ -55,8 +56,8 @@ def test_what_is_no_layout_is_refused(text: object) -> None:
 
 @pytest.mark.parametrize("applied", [Applied(Layout((2, 2)), (3, 12)), Applied(Layout((4, 2, 1)), (1, 5, 9), True)])
 def test_an_applied_layout_stands_in_the_book(applied: Applied) -> None:
-    assert layout.applied(book(str(applied))) == applied
-    assert layout.applied(Book()) is None
+    assert layouts.applied(book(str(applied))) == applied
+    assert layouts.applied(Book()) is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_a_table_that_changed_is_told() -> None:
 def laid_out(text: str, **more: object) -> Availability:
     ids = tuple(p.id for p in place(Layout.parse(text), FREE))
     free = Availability(tuple(H100), **more)  # type: ignore[arg-type]
-    return layout.restricted(free, book(str(Applied(Layout.parse(text), ids))))
+    return layouts.restricted(free, book(str(Applied(Layout.parse(text), ids))))
 
 
 def test_only_the_layout_s_partitions_are_offered() -> None:
@@ -127,7 +128,7 @@ def test_only_the_layout_s_partitions_are_offered() -> None:
     with pytest.raises(PolicyDenied, match="it is not in its layout 4x2"):
         by_gpus(free, (1, 2, 3, 4))
     assert by_partition(free, 4).gpus == (2, 4)
-    assert layout.restricted(FREE, Book()) == FREE
+    assert layouts.restricted(FREE, Book()) == FREE
 
 
 def test_gpus_that_no_partition_of_the_layout_has_are_counted_so() -> None:
@@ -147,6 +148,6 @@ def test_a_partition_outside_is_explained_by_the_layout() -> None:
 
 
 def test_a_layout_of_which_the_table_has_nothing_offers_nothing() -> None:
-    free = layout.restricted(FREE, book("2x2 on 98,99"))
+    free = layouts.restricted(FREE, book("2x2 on 98,99"))
     with pytest.raises(NoSuchPartition, match="the table has none of its partitions"):
         need(free, 2)
