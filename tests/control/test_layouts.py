@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from fmctl.core.allocate import Shape
-from fmctl.core.book import Kind, Mark, MarkKind, of_mark
+from fmctl.core.book import Kind, Mark, MarkKind, of_lease, of_mark
 from fmctl.core.errors import (
+    ActivationFailed,
     BadRequest,
     FmctlError,
     HostCordoned,
     NoCapacity,
     NoSuchPartition,
+    OutcomeUnknown,
     PartitionHeld,
     PolicyDenied,
     VmRunning,
@@ -306,6 +309,7 @@ def test_a_cordon_ends_what_is_not_active_yet() -> None:
     world.reconcile()
     assert {lease.state for lease in kept(world)} == {LeaseState.ACTIVATING}
     world.controller.cordon("why", actor="a person")
+    world.wait(100.0)
     world.settle()
     assert (world.active, world.leases) == (set(), [])
 
@@ -326,7 +330,9 @@ def test_another_layout_takes_the_place_of_the_one_before() -> None:
     world = standing("4x2")
     lease = world.allocate("a", "r", partition_id=3)
     apply(world, "2x4", kept=True)
+    before = world.store.book.revision, len(world.line.calls)
     assert refuse(world, "b", "r", partition_id=2) is PartitionHeld
+    assert (world.store.book.revision, len(world.line.calls)) == before
     world.settle()
     assert world.active == {3, 2}
     assert differences(world) == (f"lease {lease.id} of a holds partition 3, which is not in the layout 2x4",)
@@ -354,7 +360,8 @@ def test_gpus_that_somebody_holds_are_neither_activated_nor_let_go_nor_taken_ove
         world.allocate("a", "r", partition_id=3)
     apply(world, "none")
     world.settle()
-    assert world.active == {3}
+    assert (world.active, [lease.state for lease in kept(world)]) == ({3}, [LeaseState.ACTIVE])
+    assert any("is kept, though there is no layout any more" in text for text in world.controller.reconciler.drift)
     world.stop_vm("stray")
     world.settle()
     assert world.active == set()
@@ -428,6 +435,83 @@ def test_what_another_tool_activated_is_left_and_told() -> None:
     world.settle()
     assert world.active == {1, 5, 6}
     assert "partition 1 is active for nobody known, and not in the layout 4x2" in differences(world)
+
+
+def test_a_call_that_may_take_effect_yet_is_waited_out() -> None:
+    world = World()
+    world.nvfm.activate(3, timeout=1)
+    world.reconcile()
+    world.line.late = 50.0
+    with pytest.raises(OutcomeUnknown):
+        world.deactivate("a", 3)
+    world.nvfm.deactivate(3, timeout=1)
+    apply(world, "4x2", kept=True)
+    world.reconcile()
+    assert world.active == PAIRS - {3}
+    world.wait(100.0)
+    world.settle()
+    assert world.active == PAIRS
+
+
+def test_a_lease_of_the_layout_that_ends_is_not_taken_over() -> None:
+    world = standing()
+    apply(world, "4x2", kept=False)
+    world.line.cut = 10_000
+    with pytest.raises(FmctlError):
+        world.reconcile()
+    world.line.mend()
+    assert {lease.state for lease in kept(world)} == {LeaseState.RELEASING}
+    assert refuse(world, "a", "r", count=2) is NoCapacity
+    world.settle()
+    assert world.allocate("a", "r", count=2).state is LeaseState.ACTIVE
+
+
+def test_what_another_tool_activated_before_the_layout_did_is_not_taken_over() -> None:
+    world = World()
+    apply(world, "4x2", kept=True)
+    world.fate.decide("commit", 1, after=True)
+    world.mortal(world.reconcile)
+    (first,) = kept(world)
+    assert first.state is LeaseState.PENDING
+    world.nvfm.activate(first.partitions[0], timeout=1)
+    assert refuse(world, "a", "r", partition_id=first.partitions[0]) is PartitionHeld
+    assert (world.active, world.store.by_request("a", "r")) == (set(first.partitions), None)
+
+
+def test_a_lease_that_nobody_waits_for_takes_over_what_is_active_of_it() -> None:
+    world = standing("8x1")
+    world.nvfm.deactivate(8, timeout=1)
+    lease = world.allocate("a", "r", count=8, shape=Shape.UNLINKED, wait=False)
+    assert lease.state is LeaseState.ACTIVATING
+    world.settle()
+    assert (world.lease(lease.id).state, len(world.active or ())) == (LeaseState.ACTIVE, 8)
+
+
+def test_a_lease_is_not_moved_to_what_the_layout_holds() -> None:
+    world = World("hgx-h100-8", Rules(Mode.MANAGE), "code=-10@activate:9")
+    apply(world, "8x1", kept=True)
+    world.reconcile()
+    world.nvfm.deactivate(7, timeout=1)
+    assert refuse(world, "a", "r", count=2, shape=Shape.UNLINKED) is ActivationFailed
+    world.settle()
+    held = [partition for lease in world.leases for partition in lease.partitions]
+    assert (sorted(held), world.active) == (list(range(8, 15)), set(range(8, 15)))
+
+
+def test_a_lease_keeps_what_the_one_in_whose_place_it_is_had_open() -> None:
+    world = standing()
+    (first, *_) = kept(world)
+    until = world.now + 50.0
+    world.store.commit((of_lease(replace(first, unsettled_until=until), "told"),), at=world.now)
+    lease = world.allocate("a", "r", partition_id=first.partitions[0])
+    assert (lease.state, lease.unsettled_until) == (LeaseState.ACTIVE, until)
+
+
+def test_a_partition_outside_is_outside_whoever_has_its_gpus() -> None:
+    world = standing()
+    assert refuse(world, "b", "1", partition_id=1) is PolicyDenied
+    world.allocate("a", "r", partition_id=3)
+    assert refuse(world, "b", "2", partition_id=1) is PolicyDenied
 
 
 def test_a_lease_of_the_layout_is_nobody_s_to_change() -> None:
