@@ -135,6 +135,7 @@ class _Daemon:
             HostGate(host.inventory, host.check, self._service_vm, lambda: self._starts.current if self._starts else 0),
             Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=_log_step), hypervisor),
             rules=LeaseRules(settings.mode, settings.unowned_partitions, settings.release_gone_after_s or None),
+            policy=settings.policy,
             host_id=identity.machine_id(),
             wake=lambda: self._monitor.wake(),
             agent_address=str(self._agent_address),

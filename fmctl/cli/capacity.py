@@ -20,31 +20,38 @@ from fmctl.core.partition import MAX_GPUS
 _COUNT = click.IntRange(1, MAX_GPUS)
 
 
+_owner = click.option("--owner", default="", metavar="NAME", help="For whom.  [default: owners who hold nothing]")
+
+
 @click.command()
+@_owner
 @options.output("table", "json", "yaml")
 @options.connection
-def capacity(connection: Connection, style: str) -> None:
+def capacity(connection: Connection, owner: str, style: str) -> None:
     """Tell what could be granted now.
 
     Each size stands with how many leases of it could be, if no other was.
     """
     with dialled(connection) as (client, timeout):
-        found = client.capacity(timeout=timeout)
+        found = client.capacity(owner=owner, timeout=timeout)
     click.echo(_capacity(found) if style == "table" else render.document(_plain(found), style), nl=False)
 
 
 @click.command("can-allocate")
 @click.argument("counts", metavar="N...", type=_COUNT, nargs=-1, required=True)
+@_owner
 @options.output("text", "json", "yaml")
 @options.connection
 @click.pass_context
-def can_allocate(context: click.Context, connection: Connection, counts: tuple[int, ...], style: str) -> None:
+def can_allocate(
+    context: click.Context, connection: Connection, counts: tuple[int, ...], owner: str, style: str
+) -> None:
     """Tell whether requests of these sizes fit together.
 
     Exit status 7 tells that they could not be granted now.
     """
     with dialled(connection) as (client, timeout):
-        fit = client.can_allocate(counts, timeout=timeout)
+        fit = client.can_allocate(counts, owner=owner, timeout=timeout)
     click.echo(_fit(fit, counts) if style == "text" else render.document(_plain_fit(fit), style), nl=False)
     if fit.partitions is None:
         context.exit(failure.NO_CAPACITY)
@@ -54,12 +61,13 @@ def can_allocate(context: click.Context, connection: Connection, counts: tuple[i
 @click.option("--count", type=_COUNT, required=True, metavar="N", help="So many GPUs.")
 @shape
 @numa_node
+@_owner
 @options.output("text", "json", "yaml")
 @options.connection
-def explain(connection: Connection, count: int, shape: str, numa_node: int | None, style: str) -> None:
+def explain(connection: Connection, count: int, shape: str, numa_node: int | None, owner: str, style: str) -> None:
     """Tell which partition a request would get, and why."""
     with dialled(connection) as (client, timeout):
-        found = client.explain(count, Shape(shape), numa_node=numa_node, timeout=timeout)
+        found = client.explain(count, Shape(shape), numa_node=numa_node, owner=owner, timeout=timeout)
     text = "".join(map(_candidate, found.candidates))
     click.echo(text if style == "text" else render.document(_plain_candidates(found), style), nl=False)
 
@@ -73,28 +81,32 @@ def _capacity(found: Capacity) -> str:
         "being cleaned": gpus.cleaning,
         "quarantined": gpus.quarantined,
         "cordoned": gpus.cordoned,
+        "outside the layout": gpus.outside,
     }
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "free")
     cordon = f"this host takes no new work: {found.cordoned}\n" if found.cordoned else ""
-    return f"{table(('GPUs', 'LEASES'), rows)}\n{gpus.total} GPUs: {text}\n{cordon}"
+    rules = "".join(f"rule: {rule}\n" for rule in found.rules)
+    return f"{table(('GPUs', 'LEASES'), rows)}\n{gpus.total} GPUs: {text}\n{rules}{cordon}"
 
 
 def _plain(found: Capacity) -> dict[str, Any]:
     sizes = [{"gpus": size, "leases": leases} for size, leases in found.headroom.partitions.items()]
     gpus = dict(vars(found.headroom.gpus))
-    return {"sizes": sizes, "gpus": gpus, "cordoned": found.cordoned, "simulated": found.simulated}
+    beside = {"rules": list(found.rules), "cordoned": found.cordoned, "simulated": found.simulated}
+    return {"sizes": sizes, "gpus": gpus, **beside}
 
 
 def _fit(fit: Fit, counts: tuple[int, ...]) -> str:
     if fit.partitions is None:
-        return "no: they could not be granted together now\n"
+        return f"no: {fit.rule or 'they could not be granted together now'}\n"
     pairs = ", ".join(f"{count} by partition {found}" for count, found in zip(counts, fit.partitions, strict=False))
     return f"yes: {pairs}\n"
 
 
 def _plain_fit(fit: Fit) -> dict[str, Any]:
     possible = fit.partitions is not None
-    return {"possible": possible, "partitions": list(fit.partitions or ()), "simulated": fit.simulated}
+    found = {"possible": possible, "partitions": list(fit.partitions or ()), "rule": fit.rule}
+    return {**found, "simulated": fit.simulated}
 
 
 def _candidate(candidate: Candidate) -> str:

@@ -14,6 +14,7 @@ from fmctl.cli.lease import dialled, end_at_once_if_interrupted
 from fmctl.cli.options import Connection
 from fmctl.core.errors import PartitionHeld
 from fmctl.core.leased import LeaseList
+from fmctl.core.owner import is_system
 
 if TYPE_CHECKING:
     from fmctl.core.answers import HostInfo
@@ -71,7 +72,7 @@ def uncordon(connection: Connection) -> None:
 @click.option("--reason", default="it is drained", show_default=True, metavar="TEXT", help="Why; as with cordon.")
 @options.connection
 def drain(connection: Connection, reason: str) -> None:
-    """Cordon the host, and wait until no lease is left.
+    """Cordon the host, and wait until no tenant's lease is left.
 
     For --timeout at most; exit status 4 tells that some are left, and standard error which. The host stays cordoned
     either way. No VM is stopped, and no lease ended: their owners do that.
@@ -93,13 +94,13 @@ def drain(connection: Connection, reason: str) -> None:
 
 
 def _left(before: Mapping[str, Lease], each: LeaseList | Event | int) -> dict[str, Lease]:
-    """The leases that still hold something, after what was told."""
+    """The leases of tenants that still hold something, after what was told; the layout's own are in nobody's way."""
     if isinstance(each, LeaseList):
-        return {leased.lease.id: leased.lease for leased in each.leases}
+        return {leased.lease.id: leased.lease for leased in each.leases if not is_system(leased.lease.owner)}
     left = dict(before)
     if not isinstance(each, int) and (lease := each.entry.lease) is not None:
         left.pop(lease.id, None)
-        if not lease.state.over:
+        if not lease.state.over and not is_system(lease.owner):
             left[lease.id] = lease
     return left
 

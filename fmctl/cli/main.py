@@ -25,6 +25,7 @@ _COMMANDS = {
     "capacity": "fmctl.cli.capacity:capacity",
     "can-allocate": "fmctl.cli.capacity:can_allocate",
     "explain": "fmctl.cli.capacity:explain",
+    "layout": "fmctl.cli.layout:layout",
     "watch": "fmctl.cli.watch:watch",
     "reconcile": "fmctl.cli.reconcile:reconcile",
     "status": "fmctl.cli.status:status",

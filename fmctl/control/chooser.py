@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from fmctl.control.fabric import Budget, Fabric
 from fmctl.control.gpus import Gpus
-from fmctl.core import allocate, outcome, plan
+from fmctl.core import allocate, layouts, outcome, plan, standing
 from fmctl.core.allocate import Grant, Shape
 from fmctl.core.availability import Availability
 from fmctl.core.book import Book, Kind, MarkKind
 from fmctl.core.errors import NoSuchPartition
 from fmctl.core.lease import Lease
 from fmctl.core.partition import Partition, PartitionList
+from fmctl.core.policy import Policy
 from fmctl.core.ports import Store
 from fmctl.core.request import Request
 
@@ -22,13 +23,18 @@ from fmctl.core.request import Request
 class Chooser:
     """Decides over the store's book and Fabric Manager's table, as last seen."""
 
-    def __init__(self, store: Store, fabric: Fabric, gpus: Gpus) -> None:
+    def __init__(self, store: Store, fabric: Fabric, gpus: Gpus, policy: Policy | None = None) -> None:
+        """`policy` is for what `grant` serves: new leases."""
+        self._policy = policy or Policy()
         self._store = store
         self._fabric = fabric
         self._gpus = gpus
 
     def grant(self, request: Request, budget: Budget) -> Grant:
-        """What the request would get now; raises what `core.allocate` does, and what a list does."""
+        """What the request would get now.
+
+        Raises PolicyDenied or LimitReached where a rule refuses it, what `core.allocate` does, and what a list does.
+        """
         try:
             return self._granted(request, self._fabric.known(budget.look()))
         except NoSuchPartition:
@@ -55,7 +61,8 @@ class Chooser:
         lost = set(listed.get(refused).gpu_ids)
         kept = tuple(partition for partition in lease.partitions if partition != refused)
         if kept:
-            grant = allocate.grant(self.available(listed), 1, Shape.UNLINKED)
+            rest = available(self._store.book, listed, dict(self._gpus.nodes()), self._fabric.unsettled)
+            grant = allocate.grant(rest, 1, Shape.UNLINKED)
             gpus = (*(gpu for gpu in lease.gpus if gpu not in lost), *grant.gpus)
             return replace(lease, partitions=(*kept, *(p.id for p in grant.partitions)), gpus=gpus)
         book = self._store.book
@@ -65,30 +72,55 @@ class Chooser:
         return replace(lease, partitions=tuple(p.id for p in grant.partitions), gpus=grant.gpus, spare=grant.spare)
 
     def available(self, listed: PartitionList) -> Availability:
-        """What of that table is free now."""
-        return available(self._store.book, listed, dict(self._gpus.nodes()), self._fabric.unsettled)
+        """What of that table a new lease could have now, also in the place of a lease of the layout's."""
+        book = self._store.book
+        taken_over = standing.takeable(book)
+        return available(book, listed, dict(self._gpus.nodes()), self._fabric.unsettled, taken_over.values())
 
     def _granted(self, request: Request, listed: PartitionList) -> Grant:
-        return self._chosen(request, self.available(listed))
+        free = self.available(listed)
+        refusal = self._policy.refusal(self._store.book, [self._size(request, free)], request.owner)
+        if refusal is not None:
+            raise refusal
+        return self._chosen(request, free)
+
+    def _size(self, request: Request, free: Availability) -> int:
+        """How many GPUs the request would hold; raises what `core.allocate.need` does, and NoSuchPartition."""
+        if request.count is not None:
+            need = allocate.need(free, request.count, request.shape)
+            return need.size * need.pieces
+        return len(self._named(request, free).gpus)
+
+    def _named(self, request: Request, free: Availability) -> Partition:
+        """The partition that a request names; of several with the same GPUs one of the layout."""
+        listed = PartitionList(tuple(free.partitions))
+        if request.partition_id is not None:
+            return listed.get(request.partition_id)
+        wanted = set(request.gpu_ids or self._gpus.physical_ids(request.addresses))
+        laid_out = [partition for partition in free.offered if set(partition.gpu_ids) == wanted]
+        return laid_out[0] if laid_out else listed.with_gpus(wanted)
 
     def _chosen(self, request: Request, free: Availability) -> Grant:
         if request.count is not None:
             return allocate.grant(free, request.count, request.shape, node=request.numa_node)
-        listed = PartitionList(tuple(free.partitions))
+        partition = self._named(request, free)
+        if partition.id not in free.outside:
+            self._refuse_taken(partition, free.partitions)
         if request.partition_id is not None:
-            self._refuse_taken(listed.get(request.partition_id), listed)
-            return allocate.by_partition(free, request.partition_id)
-        gpu_ids = request.gpu_ids or self._gpus.physical_ids(request.addresses)
-        self._refuse_taken(listed.with_gpus(gpu_ids), listed)
-        return allocate.by_gpus(free, gpu_ids)
+            return allocate.by_partition(free, partition.id)
+        return allocate.by_gpus(free, partition.gpu_ids)
 
-    def _refuse_taken(self, partition: Partition, listed: PartitionList) -> None:
-        """Raise PartitionHeld, which names the owners, where a lease or an active partition has one of its GPUs."""
-        owners = self.owners()
-        if partition.id in owners or partition.active:
+    def _refuse_taken(self, partition: Partition, table: Sequence[Partition]) -> None:
+        """Raise PartitionHeld, which names the owners, where a lease or an active partition has one of its GPUs.
+
+        What a lease of the layout's has, a new lease may take over.
+        """
+        free = standing.takeable(self._store.book)
+        owners = {held: owner for held, owner in self.owners().items() if held not in free}
+        if partition.id in owners or (partition.active and partition.id not in free):
             raise outcome.held(partition, owners.get(partition.id))
-        taken = {other.id for other in listed.partitions if other.active} | set(owners)
-        blockers = tuple(other for other in listed.partitions if other.id in taken and other.overlaps(partition))
+        taken = ({other.id for other in table if other.active} | set(owners)) - set(free)
+        blockers = tuple(other for other in table if other.id in taken and other.overlaps(partition))
         if blockers:
             raise outcome.blocked(partition, blockers, owners)
 
@@ -98,11 +130,16 @@ class Chooser:
 
 
 def available(
-    book: Book, listed: PartitionList, nodes: dict[int, int], unsettled: Collection[int] = ()
+    book: Book,
+    listed: PartitionList,
+    nodes: dict[int, int],
+    unsettled: Collection[int] = (),
+    taken_over: Collection[Lease] = (),
 ) -> Availability:
     """What of the table is free: what no lease holds, that is not active for nobody known, and is not set aside.
 
-    Partitions that are `unsettled` may become active, or inactive, by themselves.
+    Partitions that are `unsettled` may become active, or inactive, by themselves; `taken_over` are leases whose GPUs
+    count as free. Of a layout only its partitions are offered.
     """
     changing = tuple(partition for partition in listed.partitions if partition.id in unsettled)
     stray = {gpu for partition in (*plan.unowned(book, listed), *changing) for gpu in partition.gpu_ids}
@@ -117,11 +154,13 @@ def available(
         for gpu in partition.gpu_ids
         if gpu in of_gpus
     }
-    return Availability(
+    free = {gpu for lease in taken_over for gpu in lease.held}
+    found = Availability(
         listed.partitions,
-        busy=stray | set(book.held),
+        busy=stray | (set(book.held) - free),
         cordoned=beside | reasons(Kind.PARTITION, MarkKind.CORDONED),
         quarantined=reasons(Kind.GPU, MarkKind.QUARANTINED),
         cleaning=reasons(Kind.GPU, MarkKind.CLEANING),
         nodes=nodes,
     )
+    return layouts.restricted(found, book)

@@ -18,6 +18,7 @@ from fmctl.control.admission import Admission
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Fabric, Turn
 from fmctl.control.gpus import Gpus
+from fmctl.control.layouts import Layouts
 from fmctl.control.leases import Leases
 from fmctl.control.marks import Marks
 from fmctl.control.queries import Queries
@@ -30,6 +31,7 @@ from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, Poli
 from fmctl.core.partition import PartitionList
 from fmctl.core.plan import ACTOR
 from fmctl.core.platform import Hardware, Platform, recognise
+from fmctl.core.policy import Policy
 from fmctl.core.ports import Agent, Gate, Store
 from fmctl.core.rules import Rules
 
@@ -56,6 +58,7 @@ class FabricController:
         gpus: Gpus,
         *,
         rules: Rules | None = None,
+        policy: Policy | None = None,
         agent_address: str = "",
         host_id: str = "",
         platform: Platform | None = None,
@@ -88,24 +91,53 @@ class FabricController:
         self._last_status: AgentStatus | None = None
         self._compacted_at = -COMPACT_INTERVAL
         self.fabric = Fabric(agent, now)
-        turn = Turn(call_timeout, clock)
-        self.chooser = Chooser(self.store, self.fabric, gpus)
+        self._turn = Turn(call_timeout, clock)
+        self.policy = policy or Policy()
+        self.chooser = Chooser(self.store, self.fabric, gpus, self.policy)
         self.reconciler = Reconciler(
-            self.store, self.fabric, gpus, turn, rules or Rules(), generation=self._generation, now=now
-        )
-        self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
-        self.marks = Marks(self.store, self.fabric, gpus, self.chooser, turn, now=now)
-        self.leases = Leases(
             self.store,
             self.fabric,
-            turn,
+            gpus,
+            self._turn,
+            rules or Rules(),
+            generation=self._generation,
+            now=now,
+            beside=lambda seen: self.layouts.plan(seen),
+        )
+        self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
+        self.marks = Marks(self.store, self.fabric, gpus, self.chooser, self._turn, now=now)
+        self._new_id = new_id
+        self._wake = wake
+
+    @functools.cached_property
+    def leases(self) -> Leases:
+        """What makes, changes and ends leases."""
+        return Leases(
+            self.store,
+            self.fabric,
+            self._turn,
             self.chooser,
             self.reconciler,
             self.admission,
             generation=self._generation,
-            now=now,
-            new_id=new_id,
-            wake=wake,
+            now=self._now,
+            new_id=self._new_id,
+            wake=self._wake,
+        )
+
+    @functools.cached_property
+    def layouts(self) -> Layouts:
+        """What applies layouts, and plans for the one in force."""
+        return Layouts(
+            self.store,
+            self.fabric,
+            self._turn,
+            self.reconciler,
+            self.admission,
+            self.policy,
+            now=self._now,
+            new_id=self._new_id,
+            wake=self._wake,
         )
 
     @functools.cached_property
@@ -122,6 +154,7 @@ class FabricController:
             platform=self._board,
             refuse_new_work=self.admission.refuse_new_work,
             observed=lambda: self.reconciler.observed,
+            policy=self.policy,
         )
 
     @property

@@ -17,9 +17,10 @@ from fmctl.control.admission import Admission
 from fmctl.control.bringup import BringUp
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Budget, Fabric, Turn
+from fmctl.control.newleases import NewLeases
 from fmctl.control.reconciler import Reconciler
 from fmctl.control.watch import WatchedStore
-from fmctl.core import outcome
+from fmctl.core import layouts, outcome
 from fmctl.core import owner as owners
 from fmctl.core.allocate import Grant
 from fmctl.core.errors import (
@@ -27,6 +28,7 @@ from fmctl.core.errors import (
     FabricNotReady,
     NoSuchLease,
     PartitionHeld,
+    PolicyDenied,
     RequestIdReused,
     VmRunning,
 )
@@ -55,6 +57,9 @@ class Leases:
     ) -> None:
         """`wake` lets the reconciler look at once."""
         self._starter = BringUp(fabric, chooser, reconciler, generation=generation, now=now, wake=wake)
+        self._new = NewLeases(
+            store, fabric, chooser, reconciler, admission, generation=generation, now=now, new_id=new_id
+        )
         self._store = store
         self._fabric = fabric
         self._turn = turn
@@ -86,13 +91,14 @@ class Leases:
             if met is None or _is_left(met):
                 self._admit(request, budget)
             if met is None:
-                lease = self._begin(request, self._chooser.grant(request, budget), unattended=not wait)
+                lease, stood = self._new.begin(request, budget, alive, unattended=not wait)
             else:
                 lease = self._again(met) if _is_left(met) else met
+                stood = lease.partitions
             if lease.state.over or lease.state in (LeaseState.ACTIVE, LeaseState.RELEASING):
                 return lease
             if wait:
-                return self._starter.bring_up(lease, budget, alive, stood=lease.partitions if met else ())
+                return self._starter.bring_up(lease, budget, alive, stood=stood)
             if not lease.unattended:
                 lease = self._reconciler.put(dataclasses.replace(lease, unattended=True), "unattended", lease.owner)
             self._wake()
@@ -126,7 +132,7 @@ class Leases:
                 self._reconciler.put(ends, "releasing", actor)
             if wait:
                 self._reconciler.advance(lease_id, budget)
-            else:
+            if not wait or layouts.applied(self._store.book):
                 self._wake()
         return self._over(lease, deadline) if wait else self._store.lease(lease_id)
 
@@ -203,8 +209,10 @@ class Leases:
                 if held.state is not LeaseState.RELEASING:
                     return self._starter.bring_up(held, budget, alive, stood=held.partitions), False
             self._admit(request, budget)
-            lease = self._begin(request, self._chooser.grant(request, budget), unattended=False)
-            return self._starter.bring_up(lease, budget, alive), False
+            lease, stood = self._new.begin(request, budget, alive, unattended=False)
+            if lease.state is not LeaseState.ACTIVE:
+                lease = self._starter.bring_up(lease, budget, alive, stood=stood)
+            return lease, False
 
     def deactivate(self, owner: str, partition_id: int, *, timeout: float, force: bool = False) -> bool:
         """End the lease that holds a partition; whether it was inactive before.
@@ -269,32 +277,20 @@ class Leases:
         self._reconciler.meet(self._fabric.known(budget.look()))
         self._admission.admit(request)
 
-    def _begin(self, request: Request, grant: Grant, *, unattended: bool) -> Lease:
-        now = self._now()
-        lease = Lease(
-            id=self._new_id(),
-            owner=request.owner,
-            request_id=request.request_id,
-            request=request.canonical(),
-            state=LeaseState.PENDING if unattended else LeaseState.ACTIVATING,
-            partitions=tuple(partition.id for partition in grant.partitions),
-            gpus=grant.gpus,
-            spare=grant.spare,
-            created=now,
-            expires=now + request.lifetime if request.lifetime else None,
-            vm_uuid=request.vm_uuid,
-            labels=dict(request.labels),
-            unattended=unattended,
-            fm_version=self._admission.fm_version,
-            required_guest_driver=self._admission.required_guest_driver,
-        )
-        return self._reconciler.put(lease, lease.state.value, request.owner)
-
     def _of(self, lease_id: str, owner: str) -> Lease:
-        """A lease, also one that is over; raises PartitionHeld where an owner is named and it is another's."""
+        """A lease that may be changed, also one that is over.
+
+        Raises PartitionHeld where an owner is named and it is another's, and PolicyDenied for one of fmctl's own.
+        """
         lease = self._store.lease(lease_id)
         if owner and lease.owner != owner:
             raise _not_yours(lease)
+        if owners.is_system(lease.owner):
+            raise PolicyDenied(
+                f"lease {lease.id} is left to fmctl",
+                why=f"it is of {lease.owner}, and comes and goes with the layout",
+                fix="see `fmctl layout --help`; `fmctl layout apply none` ends the layout",
+            )
         return lease
 
     def _over(self, lease: Lease, deadline: float) -> Lease:

@@ -12,7 +12,7 @@ from fmctl import __version__
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Fabric
 from fmctl.control.gpus import Gpus
-from fmctl.core import allocate, explain, packing
+from fmctl.core import allocate, explain, layouts, packing
 from fmctl.core.answers import AgentStatus, HostInfo, ServiceVmStatus
 from fmctl.core.availability import Availability
 from fmctl.core.book import Kind, MarkKind
@@ -22,6 +22,7 @@ from fmctl.core.lease import GpuDevice, Lease
 from fmctl.core.packing import Headroom
 from fmctl.core.partition import Partition
 from fmctl.core.platform import Platform
+from fmctl.core.policy import Policy
 from fmctl.core.ports import Store
 from fmctl.core.versions import required_guest_driver
 
@@ -52,6 +53,7 @@ class Queries:
         platform: Callable[[], Platform | None] = lambda: None,
         refuse_new_work: Callable[[], None] = lambda: None,
         observed: Callable[[], str] = lambda: "",
+        policy: Policy | None = None,
     ) -> None:
         """`refuse_new_work` raises where the host takes none, and `observed` tells why nothing is changed on it."""
         self._store = store
@@ -64,6 +66,7 @@ class Queries:
         self._platform = platform
         self._refuse_new_work = refuse_new_work
         self._observed = observed
+        self._policy = policy or Policy()
 
     def lease(self, lease_id: str) -> Lease:
         """A lease, also one that is over; raises NoSuchLease."""
@@ -85,12 +88,22 @@ class Queries:
         """Whether its VM must start again to have NVLink."""
         return lease.interrupted(self._service_vm().fabric_generation)
 
-    def capacity(self, *, timeout: float) -> Headroom:
-        """How many of each size could be granted now, as alternatives; nothing on a host that takes no new work."""
+    def capacity(self, *, owner: str = "", timeout: float) -> Headroom:
+        """How many of each size could be granted now, as alternatives; nothing on a host that takes no new work.
+
+        To that owner, or without one to several who hold nothing.
+        """
         found = packing.capacity(self._available(timeout))
         if not self._is_open():
             return Headroom(dict.fromkeys(found.partitions, 0), found.gpus)
-        return found
+        return self._policy.limited(found, self._store.book, owner)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What the operator lets tenants have, in words; nothing where no rule is set."""
+        book = self._store.book
+        found = layouts.applied(book)
+        return (*self._policy.told(book), *((f"the layout is {found}",) if found else ()))
 
     @property
     def cordon(self) -> str:
@@ -98,16 +111,32 @@ class Queries:
         mark = self._store.book.marks.get((Kind.HOST, "", MarkKind.CORDONED))
         return self._observed() if mark is None else mark.reason or mark.kind.value
 
-    def can_allocate(self, sizes: Sequence[int], *, timeout: float) -> tuple[Partition, ...] | None:
-        """Partitions that serve requests of these sizes together; None where there are none. Raises BadRequest."""
+    def can_allocate(self, sizes: Sequence[int], *, owner: str = "", timeout: float) -> tuple[Partition, ...] | None:
+        """Partitions that serve requests of these sizes together; None where there are none. Raises BadRequest.
+
+        Of that owner, or without one of several who hold nothing.
+        """
         found = packing.can_allocate(self._available(timeout), sizes)
-        return found if self._is_open() else None
+        return found if self._is_open() and not self.ruled_out(sizes, owner=owner) else None
+
+    def ruled_out(self, sizes: Sequence[int], *, owner: str = "") -> str:
+        """The rule by which requests of these sizes are refused together; empty where none is."""
+        refusal = self._policy.refusal(self._store.book, sizes, owner)
+        return refusal.why if refusal else ""
 
     def explain(
-        self, count: int, shape: allocate.Shape, *, numa_node: int | None = None, timeout: float
+        self, count: int, shape: allocate.Shape, *, numa_node: int | None = None, owner: str = "", timeout: float
     ) -> tuple[Verdict, ...]:
-        """Why each candidate would win or lose now; raises what `allocate.need` does."""
-        return explain.explain(self._available(timeout), count, shape, node=numa_node)
+        """Why each candidate would win or lose now, for that owner or one who holds nothing.
+
+        Raises what `allocate.need` does, and PolicyDenied or LimitReached where a rule refuses them all.
+        """
+        free = self._available(timeout)
+        need = allocate.need(free, count, shape)
+        refusal = self._policy.refusal(self._store.book, [need.size * need.pieces], owner)
+        if refusal is not None:
+            raise refusal
+        return explain.explain(free, count, shape, node=numa_node)
 
     def host_info(self) -> HostInfo:
         """Which host this is, and the versions on it."""

@@ -17,6 +17,7 @@ from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Budget, Fabric, Turn
 from fmctl.control.gpus import Gpus
 from fmctl.core import adopt, plan
+from fmctl.core import owner as owners
 from fmctl.core.adopt import Adoption
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_lease, of_mark
 from fmctl.core.errors import ActivationFailed, FabricNotReady, FmctlError, VmRunning
@@ -64,9 +65,11 @@ class Reconciler:
         *,
         generation: Callable[[], int] = lambda: 0,
         now: Callable[[], float] = time.time,
+        beside: Callable[[Observed], Plan] = lambda seen: Plan(),
     ) -> None:
         """`generation` tells the fabric generation, and `now` is in seconds since the epoch.
 
+        `beside` plans what is done before what leases need: the layout's own leases. Its steps are only written.
         What the book shows unfinished, another process may have asked Fabric Manager for just before it died.
         """
         self._store = store
@@ -76,6 +79,7 @@ class Reconciler:
         self._rules = rules
         self._generation = generation
         self._now = now
+        self._beside = beside
         self._chooser = Chooser(store, fabric, gpus)
         self._is_met = False
         self._failures: dict[Activate | Deactivate, _Failure] = {}
@@ -132,7 +136,7 @@ class Reconciler:
     def preview(self, *, timeout: float) -> Plan:
         """What would be done now, with why a step that failed waits; raises what a list does."""
         vms = self._gpus.vms()
-        found = plan.plan(self._store.book, self._observed(self._fabric.peek(timeout), vms), self._rules)
+        found = self._plan(self._observed(self._fabric.peek(timeout), vms))
         return replace(found, drift=(*found.drift, *self._waiting(found)))
 
     def reconcile(self) -> None:
@@ -154,7 +158,7 @@ class Reconciler:
                     continue
                 if listed is not None:
                     self.meet(self._fabric.note(listed))
-                found = plan.plan(self._store.book, seen, self._rules)
+                found = self._plan(seen)
                 self._drift = (*found.drift, *self._waiting(found))
                 step = None if self.is_observing else next(self._due(found), None)
                 if step is None:
@@ -214,9 +218,15 @@ class Reconciler:
             return self._store.lease(lease_id)
         return None
 
+    def _plan(self, seen: Observed) -> Plan:
+        first, found = self._beside(seen), plan.plan(self._store.book, seen, self._rules)
+        return Plan((*first.steps, *found.steps), (*found.drift, *first.drift))
+
     def _has_work(self, listed: PartitionList | None) -> bool:
-        """Whether there is a lease, or an active partition, about which something could be decided."""
-        return bool(self._store.book.leases) or (listed is not None and any(p.active for p in listed.partitions))
+        """Whether there is a lease, a layout, or an active partition, about which something could be decided."""
+        book = self._store.book
+        active = listed is not None and any(p.active for p in listed.partitions)
+        return bool(book.leases) or active or bool(book.marked(Kind.HOST, MarkKind.LAYOUT))
 
     def _unobserved(self, listed: PartitionList | None) -> Observed:
         """What is enough where there is nothing to decide: who holds GPUs, and which VMs run, take long to tell."""
@@ -260,9 +270,9 @@ class Reconciler:
         else:
             self._activate(step, budget)
 
-    def put(self, lease: Lease, what: str, actor: str) -> Lease:
-        """Commit the lease as it is from now on."""
-        self._commit(of_lease(lease, what, actor=actor))
+    def put(self, lease: Lease, what: str, actor: str, *before: Entry) -> Lease:
+        """Commit the lease as it is from now on, together with the entries that go `before`."""
+        self._commit(*before, of_lease(lease, what, actor=actor))
         return self._store.book.leases.get(lease.id) or self._store.lease(lease.id)
 
     def forget(self, lease: Lease, what: str, actor: str) -> None:
@@ -310,7 +320,7 @@ class Reconciler:
         try:
             self._fabric.activate(step.partition_id, budget, self._chooser.owners(), ours=True)
         except ActivationFailed as error:
-            if lease.state is LeaseState.ACTIVE:
+            if lease.state is LeaseState.ACTIVE or owners.is_system(lease.owner):
                 self._commit(*self.cordoned(error))
                 raise
             try:

@@ -79,7 +79,7 @@ def need(available: Availability, count: int, shape: Shape = Shape.EXACT) -> Nee
         raise refusal.out_of_range(count)
     if count > len(available.gpus):
         raise refusal.more_than_the_board(available, count)
-    single_gpus = len({partition.gpu_ids for partition in available.partitions if len(partition.gpus) == 1})
+    single_gpus = len({partition.gpu_ids for partition in available.offered if len(partition.gpus) == 1})
     if shape is Shape.UNLINKED:
         if single_gpus < count:
             raise refusal.too_few_singles(available, count, single_gpus)
@@ -157,14 +157,17 @@ def grant(available: Availability, count: int, shape: Shape = Shape.EXACT, *, no
 
 
 def by_partition(available: Availability, partition_id: int) -> Grant:
-    """The partition of that id; raises NoSuchPartition, or PartitionHeld where it is not free."""
+    """The partition of that id.
+
+    Raises NoSuchPartition, PolicyDenied where it is not in the layout, or PartitionHeld where it is not free.
+    """
     return _whole(available, PartitionList(tuple(available.partitions)).get(partition_id))
 
 
 def by_gpus(available: Availability, gpu_ids: Iterable[int]) -> Grant:
     """The partition of exactly these GPUs, in any order.
 
-    Raises BadRequest where none is named, NoSuchPartition, or PartitionHeld where it is not free.
+    Raises BadRequest where none is named, and what `by_partition` does.
     """
     wanted = set(gpu_ids)
     if not wanted:
@@ -175,6 +178,8 @@ def by_gpus(available: Availability, gpu_ids: Iterable[int]) -> Grant:
 
 
 def _whole(available: Availability, partition: Partition) -> Grant:
+    if partition.id in available.outside:
+        raise refusal.outside(available, partition)
     if available.blocks(partition):
         raise refusal.held(available, partition)
     return Grant((partition,), tuple(sorted(partition.gpu_ids)))

@@ -22,6 +22,7 @@ class Cause(str, Enum):
     CLEANING = "being cleaned"
     BUSY = "busy"
     CORDONED = "cordoned"
+    OUTSIDE = "outside the layout"
 
 
 class Distance(IntEnum):
@@ -44,6 +45,8 @@ class Block:
     reason: str = ""
 
     def __str__(self) -> str:
+        if self.cause is Cause.OUTSIDE:
+            return f"the partition is not in the layout {self.reason}"
         subject = "the partition is" if self.cause is Cause.CORDONED else _gpus_are(self.gpus)
         return f"{subject} {self.cause.value}" + (f" ({self.reason})" if self.reason else "")
 
@@ -54,7 +57,7 @@ class Availability:
 
     `busy` are physical ids. `cordoned` gives a reason for each partition id that is not to be granted, `quarantined`
     and `cleaning` for each such physical id. `nodes` is the NUMA node of each physical id, where it is known. Ids that
-    the table lacks change nothing.
+    the table lacks change nothing. Where this host has a `layout`, the partitions `outside` of it are not offered.
     """
 
     partitions: Sequence[Partition]
@@ -63,6 +66,8 @@ class Availability:
     quarantined: Mapping[int, str] = field(default_factory=dict)
     cleaning: Mapping[int, str] = field(default_factory=dict)
     nodes: Mapping[int, int] = field(default_factory=dict)
+    layout: str = ""
+    outside: Collection[int] = frozenset()
 
     @cached_property
     def gpus(self) -> tuple[int, ...]:
@@ -71,29 +76,39 @@ class Availability:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Every number of GPUs that a partition has, ascending."""
-        return tuple(sorted({len(partition.gpus) for partition in self.partitions if partition.gpus}))
+        """Every number of GPUs that a partition has which is offered, ascending."""
+        return tuple(sorted({len(partition.gpus) for partition in self.offered if partition.gpus}))
+
+    @cached_property
+    def offered(self) -> tuple[Partition, ...]:
+        """The partitions that are used on this host, whether they are free or not, in the table's order."""
+        return tuple(partition for partition in self.partitions if partition.id not in self.outside)
 
     @cached_property
     def free(self) -> tuple[Partition, ...]:
         """The partitions that can be granted now, in the table's order."""
-        return tuple(
-            p for p in self.partitions if p.id not in self.cordoned and not any(map(self._gpu_cause, p.gpu_ids))
-        )
+        return tuple(p for p in self.offered if p.id not in self.cordoned and not any(map(self._gpu_cause, p.gpu_ids)))
 
     def causes(self) -> dict[int, Cause | None]:
         """Why each GPU of the table is not free, and None where it is.
 
-        A GPU is cordoned when every partition that has it is. Whoever says that a GPU is quarantined or being cleaned
-        knows more of it than that it is busy.
+        A GPU is cordoned when every partition that is offered and has it is, and outside where none that is offered
+        has it. Whoever says that a GPU is quarantined or being cleaned knows more of it than that it is busy.
         """
-        offered = {gpu for p in self.partitions if p.id not in self.cordoned for gpu in p.gpu_ids}
-        return {gpu: self._gpu_cause(gpu) or (None if gpu in offered else Cause.CORDONED) for gpu in self.gpus}
+        laid_out = {gpu for p in self.offered for gpu in p.gpu_ids}
+        granted = {gpu for p in self.offered if p.id not in self.cordoned for gpu in p.gpu_ids}
+
+        def by_partitions(gpu: int) -> Cause | None:
+            return (None if gpu in granted else Cause.CORDONED) if gpu in laid_out else Cause.OUTSIDE
+
+        return {gpu: self._gpu_cause(gpu) or by_partitions(gpu) for gpu in self.gpus}
 
     def blocks(self, partition: Partition) -> tuple[Block, ...]:
         """All that is in the way of that partition; nothing where it is free."""
         gpus = tuple(sorted(partition.gpu_ids))
         found = []
+        if partition.id in self.outside:
+            found.append(Block(Cause.OUTSIDE, gpus, self.layout))
         if partition.id in self.cordoned:
             found.append(Block(Cause.CORDONED, gpus, self.cordoned[partition.id]))
         for cause, reasons in ((Cause.QUARANTINED, self.quarantined), (Cause.CLEANING, self.cleaning)):

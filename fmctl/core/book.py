@@ -37,6 +37,8 @@ class MarkKind(str, Enum):
     """Of the host: it was looked at before anything was changed on it."""
     BREAK_GLASS = "break glass"
     """Of a partition: the newest record of a change past the daemon that this book has; it sets nothing aside."""
+    LAYOUT = "layout"
+    """Of the host: only the partitions of a layout are used. The reason is a `core.layout.Applied`."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,10 @@ class Book:
             if entry.unmark is not None:
                 marks.pop((entry.kind, entry.subject, entry.unmark), None)
         return replace(self, revision=revision, leases=leases, marks=marks)
+
+    def without_mark(self, kind: Kind, mark: MarkKind) -> Book:
+        """The book in which nothing of that kind is marked so."""
+        return replace(self, marks={key: value for key, value in self.marks.items() if key[::2] != (kind, mark)})
 
     def marked(self, kind: Kind, mark: MarkKind) -> dict[str, Mark]:
         """Every mark of one kind on one kind of subject, by subject."""

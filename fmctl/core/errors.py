@@ -14,7 +14,8 @@ gRPC status and back, `cli.failure` into text and an exit code; nothing between 
     ├── NoSuchGpu
     ├── Compacted                  the entries after that revision are not there, or never were
     ├── NoCapacity
-    │   └── Fragmented             enough GPUs, but no free partition of that size
+    │   ├── Fragmented             enough GPUs, but no free partition of that size
+    │   └── LimitReached           a rule of the host lets its owner, or all owners, hold no more GPUs
     ├── Refused                    something must be cleared first
     │   ├── HostCordoned, MapUnverified, VersionMismatch, VmRunning, PartitionHeld
     │   │   └── StoreUnusable      of HostCordoned: leases cannot be read or written
@@ -140,6 +141,10 @@ class Fragmented(NoCapacity):
     """Enough GPUs are free, but no partition of that size is."""
 
     reason = Reason.FRAGMENTED
+
+
+class LimitReached(NoCapacity):
+    """A rule of the host lets the owner, or all owners together, hold no more GPUs than they do."""
 
 
 class Refused(FmctlError):

@@ -46,18 +46,26 @@ class Event:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What could be granted now; `cordoned` is why the host takes no new work, where somebody said so."""
+    """What could be granted now; `cordoned` is why the host takes no new work, where somebody said so.
+
+    `rules` are what the operator lets tenants have, in words.
+    """
 
     headroom: Headroom
     cordoned: str = ""
+    rules: tuple[str, ...] = ()
     simulated: bool = False
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Partitions that would serve several requests together, in their order; None where there are none."""
+    """Partitions that would serve several requests together, in their order; None where there are none.
+
+    `rule` is the one by which they are refused, where one is.
+    """
 
     partitions: tuple[int, ...] | None
+    rule: str = ""
     simulated: bool = False
 
 

@@ -18,6 +18,11 @@ def check(owner: str) -> str:
     return owner
 
 
+def is_system(owner: str) -> bool:
+    """Whether the name is one of fmctl's own, which no caller may use."""
+    return owner.startswith(RESERVED)
+
+
 def _problem(owner: str) -> str:
     if not owner:
         return "it is empty"
@@ -25,6 +30,6 @@ def _problem(owner: str) -> str:
         return f"it has {len(owner)} characters, and {MAX_LENGTH} are the most"
     if not owner.isprintable() or owner != owner.strip():
         return "it has characters that cannot be printed, or blanks at an end"
-    if owner.startswith(RESERVED):
+    if is_system(owner):
         return f"names that begin with {RESERVED} are fmctl's own"
     return ""

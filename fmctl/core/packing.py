@@ -14,7 +14,7 @@ from fmctl.core.refusal import out_of_range
 
 @dataclass(frozen=True)
 class GpuCounts:
-    """GPUs of the table. Each counts once: `total` is the sum of the others."""
+    """GPUs of the table. Each counts once: `total` is the sum of the others. Those `outside` no layout offers."""
 
     total: int
     free: int
@@ -22,6 +22,7 @@ class GpuCounts:
     cleaning: int
     quarantined: int
     cordoned: int
+    outside: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def capacity(available: Availability) -> Headroom:
             cleaning=causes[Cause.CLEANING],
             quarantined=causes[Cause.QUARANTINED],
             cordoned=causes[Cause.CORDONED],
+            outside=causes[Cause.OUTSIDE],
         ),
     )
 

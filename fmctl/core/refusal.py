@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from fmctl.core.availability import Availability, Cause
-from fmctl.core.errors import BadRequest, Fragmented, NoCapacity, NoSuchPartition, PartitionHeld
+from fmctl.core.errors import BadRequest, Fragmented, NoCapacity, NoSuchPartition, PartitionHeld, PolicyDenied
 from fmctl.core.partition import MAX_GPUS, Partition
 
 
@@ -35,18 +35,18 @@ def no_such_size(available: Availability, count: int, *, larger: int | None, sin
     shapes = [f"or in the shape round-up, which takes {larger}"] if larger else []
     shapes += [f"or in the shape unlinked, which takes {count} single GPUs"] if single_gpus >= count else []
     return NoSuchPartition(
-        f"this board has no partition of {gpus(count)}",
+        f"{_whose(available)} has no partition of {gpus(count)}",
         why=_sizes_of_table(available),
-        fix=", ".join([f"ask for {_choice(available.sizes)}", *shapes]),
+        fix=", ".join([_other_sizes(available), *shapes]),
     )
 
 
 def too_few_singles(available: Availability, count: int, single_gpus: int) -> NoSuchPartition:
     """The table has fewer partitions of a single GPU than are wanted, however many are free."""
     return NoSuchPartition(
-        f"this board has no {count} partitions of a single GPU",
+        f"{_whose(available)} has no {count} partitions of a single GPU",
         why=f"it has {single_gpus}; {_sizes_of_table(available)}",
-        fix=f"ask for {_choice(available.sizes)} in the shape exact",
+        fix=f"{_other_sizes(available)} in the shape exact",
     )
 
 
@@ -63,7 +63,7 @@ def shortage(available: Availability, size: int, pieces: int = 1) -> NoCapacity:
             fix=fix,
         )
     wanted = f"partition of {gpus(size)} is" if pieces == 1 else f"{pieces} partitions of {gpus(size)} are"
-    blocked = [p for p in available.partitions if len(p.gpus) == size and available.blocks(p)]
+    blocked = [p for p in available.offered if len(p.gpus) == size and available.blocks(p)]
     return Fragmented(
         f"{gpus(free)} {_are(free)} free, but no {wanted}",
         why="; ".join(f"partition {p.id}: {in_the_way(available, p)}" for p in blocked),
@@ -77,6 +77,16 @@ def held(available: Availability, partition: Partition) -> PartitionHeld:
         f"partition {partition.id} is not free",
         why=in_the_way(available, partition),
         fix="wait until it is free, or choose another",
+        partition_id=partition.id,
+    )
+
+
+def outside(available: Availability, partition: Partition) -> PolicyDenied:
+    """A partition that the caller named is not in the layout, free or not."""
+    return PolicyDenied(
+        f"partition {partition.id} is not used on this host",
+        why=f"it is not in its layout {available.layout}; {_sizes_of_table(available)}",
+        fix="see `fmctl layout show`, and ask for one of the layout's, or another host",
         partition_id=partition.id,
     )
 
@@ -99,9 +109,17 @@ def _free_sizes(available: Availability) -> list[int]:
     return sorted({len(partition.gpus) for partition in available.free})
 
 
+def _whose(available: Availability) -> str:
+    return f"the layout {available.layout} of this host" if available.layout else "this board"
+
+
+def _other_sizes(available: Availability) -> str:
+    return f"ask for {_choice(available.sizes)}" if available.sizes else "ask another host"
+
+
 def _sizes_of_table(available: Availability) -> str:
     if not available.sizes:
-        return "Fabric Manager reports no partition"
+        return "the table has none of its partitions" if available.layout else "Fabric Manager reports no partition"
     return f"its partitions have {_choice(available.sizes)}"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from fmctl.core import schema
 from fmctl.core.address import Address
+from fmctl.core.policy import Policy
 from fmctl.core.rules import Mode, Unowned
 from fmctl.core.schema import setting
 
@@ -324,6 +325,7 @@ class DaemonSettings:
     release_gone_after_s: float = setting(
         0.0, doc="seconds after which a lease whose VM is gone is released by itself; 0 for never", low=0, high=1e9
     )
+    policy: Policy = setting(Policy(), doc="what tenants may have of this host; see docs/policy.md")
     call_timeout_s: float = setting(
         30.0,
         doc="seconds that one call to Fabric Manager may take",

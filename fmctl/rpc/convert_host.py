@@ -9,10 +9,12 @@ from fmctl.core.answers import HostInfo
 from fmctl.core.book import Entry
 from fmctl.core.errors import BadRequest
 from fmctl.core.explain import Outcome, Verdict
+from fmctl.core.layout import LayoutRow, LayoutState
 from fmctl.core.leased import Candidate, Capacity, Explanation, Fit, Reconciliation
 from fmctl.core.packing import GpuCounts, Headroom
 from fmctl.core.partition import Partition
 from fmctl.core.plan import Activate, Deactivate, Plan, Step
+from fmctl.rpc.fmctl.v1 import layout_pb2
 from fmctl.rpc.fmctl.v1 import lease_pb2 as messages
 
 API_VERSION = "v1"
@@ -30,12 +32,15 @@ def reason(text: str) -> str:
     return text.strip()
 
 
-def capacity_to(headroom: Headroom, cordoned: str, *, simulated: bool) -> messages.GetCapacityResponse:
+def capacity_to(
+    headroom: Headroom, cordoned: str, rules: Sequence[str], *, simulated: bool
+) -> messages.GetCapacityResponse:
     """The message of what could be granted."""
     return messages.GetCapacityResponse(
         sizes=[messages.SizeCapacity(gpus=size, leases=leases) for size, leases in headroom.partitions.items()],
         gpus=messages.GpuCounts(**vars(headroom.gpus)),
         cordoned=cordoned,
+        rules=rules,
         simulated=simulated,
     )
 
@@ -43,23 +48,24 @@ def capacity_to(headroom: Headroom, cordoned: str, *, simulated: bool) -> messag
 def capacity_from(message: messages.GetCapacityResponse) -> Capacity:
     """What could be granted, of its message."""
     gpus = message.gpus
-    counts = GpuCounts(gpus.total, gpus.free, gpus.busy, gpus.cleaning, gpus.quarantined, gpus.cordoned)
+    counts = GpuCounts(**{name: getattr(gpus, name) for name in GpuCounts.__dataclass_fields__})
     headroom = Headroom({size.gpus: size.leases for size in message.sizes}, counts)
-    return Capacity(headroom, message.cordoned, message.simulated)
+    return Capacity(headroom, message.cordoned, tuple(message.rules), message.simulated)
 
 
-def fit_to(partitions: Sequence[Partition] | None, *, simulated: bool) -> messages.CanAllocateResponse:
-    """The message of partitions that would do together, or of none."""
+def fit_to(partitions: Sequence[Partition] | None, rule: str, *, simulated: bool) -> messages.CanAllocateResponse:
+    """The message of partitions that would do together, or of none, and which rule refuses them."""
     return messages.CanAllocateResponse(
         possible=partitions is not None,
         partition_ids=[partition.id for partition in partitions or ()],
+        rule=rule,
         simulated=simulated,
     )
 
 
 def fit_from(message: messages.CanAllocateResponse) -> Fit:
     """Partitions that would do together, of their message."""
-    return Fit(tuple(message.partition_ids) if message.possible else None, message.simulated)
+    return Fit(tuple(message.partition_ids) if message.possible else None, message.rule, message.simulated)
 
 
 def explanation_to(verdicts: Sequence[Verdict], *, simulated: bool) -> messages.ExplainResponse:
@@ -124,3 +130,25 @@ def _entry_in_words(entry: Entry) -> str:
     return f"record of {entry.kind.value} {entry.subject}: {entry.what}" + (
         f" ({entry.detail})" if entry.detail else ""
     )
+
+
+def layout_to(state: LayoutState) -> layout_pb2.Layout:
+    """The message of a layout and how the host differs from it."""
+    return layout_pb2.Layout(
+        settings=state.settings,
+        applied=state.applied,
+        shown=state.shown,
+        partitions=[
+            layout_pb2.LayoutPartition(
+                partition_id=row.partition_id, physical_ids=row.gpus, active=row.active, owner=row.owner
+            )
+            for row in state.rows
+        ],
+        differences=state.differences,
+    )
+
+
+def layout_from(message: layout_pb2.Layout) -> LayoutState:
+    """The layout of a message."""
+    rows = (LayoutRow(p.partition_id, tuple(p.physical_ids), p.active, p.owner) for p in message.partitions)
+    return LayoutState(message.settings, message.applied, message.shown, tuple(rows), tuple(message.differences))

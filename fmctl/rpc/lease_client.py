@@ -87,18 +87,23 @@ class LeaseClient(Client):
         leases = tuple(convert_lease.lease_from(message, simulated=first.simulated) for message in found)
         return LeaseList(leases, first.revision, first.store_id, first.simulated)
 
-    def capacity(self, *, timeout: float) -> Capacity:
-        """What could be granted now."""
-        return convert_host.capacity_from(self.call(self._stub.GetCapacity, messages.GetCapacityRequest(), timeout))
+    def capacity(self, *, owner: str = "", timeout: float) -> Capacity:
+        """What could be granted now, to that owner or to several who hold nothing."""
+        request = messages.GetCapacityRequest(owner=owner)
+        return convert_host.capacity_from(self.call(self._stub.GetCapacity, request, timeout))
 
-    def can_allocate(self, counts: Sequence[int], *, timeout: float) -> Fit:
+    def can_allocate(self, counts: Sequence[int], *, owner: str = "", timeout: float) -> Fit:
         """Whether requests of these sizes could be granted together."""
-        request = messages.CanAllocateRequest(counts=counts)
+        request = messages.CanAllocateRequest(counts=counts, owner=owner)
         return convert_host.fit_from(self.call(self._stub.CanAllocate, request, timeout))
 
-    def explain(self, count: int, shape: Shape, *, numa_node: int | None = None, timeout: float) -> Explanation:
+    def explain(
+        self, count: int, shape: Shape, *, numa_node: int | None = None, owner: str = "", timeout: float
+    ) -> Explanation:
         """Why each candidate would win or lose."""
-        request = messages.ExplainRequest(count=count, shape=convert_lease.shape_to(shape), numa_node=numa_node)
+        request = messages.ExplainRequest(
+            count=count, shape=convert_lease.shape_to(shape), numa_node=numa_node, owner=owner
+        )
         return convert_host.explanation_from(self.call(self._stub.Explain, request, timeout))
 
     def host_info(self, *, timeout: float) -> HostInfo:

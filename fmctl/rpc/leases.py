@@ -92,8 +92,8 @@ class LeaseServicer(LeaseServiceServicer):
         self, request: messages.GetCapacityRequest, context: grpc.ServicerContext
     ) -> messages.GetCapacityResponse:
         """What could be granted now."""
-        headroom = self._queries.capacity(timeout=time_left(context))
-        return convert_host.capacity_to(headroom, self._queries.cordon, simulated=self._simulated)
+        headroom = self._queries.capacity(owner=request.owner, timeout=time_left(context))
+        return convert_host.capacity_to(headroom, self._queries.cordon, self._queries.rules, simulated=self._simulated)
 
     def CanAllocate(
         self, request: messages.CanAllocateRequest, context: grpc.ServicerContext
@@ -101,8 +101,10 @@ class LeaseServicer(LeaseServiceServicer):
         """Whether several requests could be granted together."""
         if not request.counts:
             raise BadRequest("nothing is asked for", why="there are no counts", fix="name at least one")
-        found = self._queries.can_allocate(tuple(request.counts), timeout=time_left(context))
-        return convert_host.fit_to(found, simulated=self._simulated)
+        sizes, owner = tuple(request.counts), request.owner
+        found = self._queries.can_allocate(sizes, owner=owner, timeout=time_left(context))
+        rule = self._queries.ruled_out(sizes, owner=owner)
+        return convert_host.fit_to(found, rule, simulated=self._simulated)
 
     def Explain(self, request: messages.ExplainRequest, context: grpc.ServicerContext) -> messages.ExplainResponse:
         """Why each candidate would win or lose."""
@@ -110,6 +112,7 @@ class LeaseServicer(LeaseServiceServicer):
             request.count,
             convert_lease.shape_from(request.shape),
             numa_node=request.numa_node if request.HasField("numa_node") else None,
+            owner=request.owner,
             timeout=time_left(context),
         )
         return convert_host.explanation_to(verdicts, simulated=self._simulated)

@@ -38,7 +38,8 @@ CONTROLLER_SERVICE = "fmctl.v1.FabricControllerService"
 SERVICE_VM_SERVICE = "fmctl.v1.ServiceVmService"
 LEASE_SERVICE = "fmctl.v1.LeaseService"
 GPU_SERVICE = "fmctl.v1.GpuService"
-DAEMON_SERVICES = (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, GPU_SERVICE)
+LAYOUT_SERVICE = "fmctl.v1.LayoutService"
+DAEMON_SERVICES = (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, GPU_SERVICE, LAYOUT_SERVICE)
 """What the daemon serves; `rpc.services` registers them."""
 
 Add = Callable[[grpc.Server], Callable[[], None] | None]

@@ -13,8 +13,10 @@ from fmctl.core.loglines import KeptLog
 from fmctl.rpc.controller import FabricControllerServicer
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.gpu_pb2_grpc import add_GpuServiceServicer_to_server
+from fmctl.rpc.fmctl.v1.layout_pb2_grpc import add_LayoutServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.lease_pb2_grpc import add_LeaseServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import add_ServiceVmServiceServicer_to_server
+from fmctl.rpc.layout import LayoutServicer
 from fmctl.rpc.leases import LeaseServicer
 from fmctl.rpc.marks import GpuServicer
 from fmctl.rpc.server import Add
@@ -40,6 +42,7 @@ def services(
         add_ServiceVmServiceServicer_to_server(servicer, server)
         add_LeaseServiceServicer_to_server(LeaseServicer(controller, streams), server)
         add_GpuServiceServicer_to_server(GpuServicer(controller), server)
+        add_LayoutServiceServicer_to_server(LayoutServicer(controller), server)
         return streams.close
 
     return add

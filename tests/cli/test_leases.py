@@ -188,6 +188,7 @@ def test_whether_sizes_fit_together_is_the_exit_status(host: Host, fmctl: Fmctl)
     assert plain(fmctl("can-allocate", "8", "1", "-o", "json"), 7) == {
         "possible": False,
         "partitions": [],
+        "rule": "",
         "simulated": True,
     }
     assert fmctl("can-allocate", "8", "1").stdout == "no: they could not be granted together now\n"

@@ -35,6 +35,7 @@ from fmctl.core.partition import PartitionList
 from fmctl.core.pci import Bdf
 from fmctl.core.plan import LATE
 from fmctl.core.platform import Platform
+from fmctl.core.policy import Policy
 from fmctl.core.request import Request
 from fmctl.core.rules import Mode, Rules
 from fmctl.core.vfio import VFIO_PCI, Holder
@@ -232,10 +233,18 @@ def _platform(board: str) -> Platform:
 class World:
     """A daemon and its host, on which Fabric Manager was just started fresh and no VM runs."""
 
-    def __init__(self, board: str = "hgx-h100-8", rules: Rules = MANAGE, *faults: str, started: bool = True) -> None:
+    def __init__(
+        self,
+        board: str = "hgx-h100-8",
+        rules: Rules = MANAGE,
+        *faults: str,
+        started: bool = True,
+        policy: Policy | None = None,
+    ) -> None:
         self.platform = _platform(board)
         self.now = 1_000_000.0
         self.rules = rules
+        self.policy = policy or Policy()
         self.host = SimulatedHost(self.platform)
         self.inventory = discovery.discover(self.host.bus, [self.platform])
         self.address: dict[int, Bdf] = dict(gpumap.in_order(self.inventory).addresses)
@@ -277,6 +286,7 @@ class World:
             self.gate,
             self.gpus,
             rules=self.rules,
+            policy=self.policy,
             platform=self.platform,
             clock=self.clock,
             now=self.clock,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from fmctl.core.domain import Domain
 from fmctl.core.inventory import Inventory
 from fmctl.core.loglines import KeptLog
 from fmctl.core.partition import PartitionList
+from fmctl.core.policy import Policy
 from fmctl.core.request import Request
 from fmctl.core.rules import Mode, Rules
 from fmctl.rpc.client import Client
@@ -79,7 +80,14 @@ class _Agent:
 class Host:
     """A host with a board, whose reconciler looks when the test says so."""
 
-    def __init__(self, folder: Path, *faults: str, watches: Watches | None = None, mode: Mode = Mode.MANAGE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *faults: str,
+        watches: Watches | None = None,
+        mode: Mode = Mode.MANAGE,
+        policy: Policy | None = None,
+    ) -> None:
         self.address = Address.parse(f"unix:{folder}/fmctld.sock")
         self.board = platforms.load("hgx-h100-8")
         self.machine = SimulatedHost(self.board)
@@ -90,6 +98,8 @@ class Host:
         self.gate = MemoryGate()
         self._watches = watches
         self._mode = mode
+        self._policy = policy
+        self.wake: Callable[[], object] = lambda: None
         self._clients = contextlib.ExitStack()
         self._server = contextlib.ExitStack()
         self.start()
@@ -103,6 +113,8 @@ class Host:
             self.gate,
             gpus,
             rules=Rules(self._mode),
+            policy=self._policy,
+            wake=lambda: self.wake(),
             platform=self.board,
             host_id="a-host",
             simulated=True,

@@ -685,12 +685,17 @@ Global___ListLeasesResponse: _TypeAlias = ListLeasesResponse  # noqa: Y015
 class GetCapacityRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    OWNER_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """For whom; without it, for several owners who hold nothing."""
     def __init__(
         self,
+        *,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -704,6 +709,7 @@ class GetCapacityResponse(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     cordoned: _builtins.str
     """Why the host takes no new work, as somebody said; empty where nobody did."""
     simulated: _builtins.bool
@@ -713,6 +719,10 @@ class GetCapacityResponse(_message.Message):
 
     @_builtins.property
     def gpus(self) -> Global___GpuCounts: ...
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the operator lets tenants have, in words."""
+
     def __init__(
         self,
         *,
@@ -720,10 +730,11 @@ class GetCapacityResponse(_message.Message):
         gpus: Global___GpuCounts | None = ...,
         cordoned: _builtins.str = ...,
         simulated: _builtins.bool = ...,
+        rules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "gpus", b"gpus", "simulated", b"simulated", "sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "gpus", b"gpus", "rules", b"rules", "simulated", b"simulated", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -763,6 +774,7 @@ class GpuCounts(_message.Message):
     CLEANING_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    OUTSIDE_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     free: _builtins.int
     busy: _builtins.int
@@ -770,6 +782,8 @@ class GpuCounts(_message.Message):
     quarantined: _builtins.int
     cordoned: _builtins.int
     """In cordoned partitions only."""
+    outside: _builtins.int
+    """In no partition of the host's layout."""
     def __init__(
         self,
         *,
@@ -779,10 +793,11 @@ class GpuCounts(_message.Message):
         cleaning: _builtins.int = ...,
         quarantined: _builtins.int = ...,
         cordoned: _builtins.int = ...,
+        outside: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "cleaning", b"cleaning", "cordoned", b"cordoned", "free", b"free", "quarantined", b"quarantined", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "cleaning", b"cleaning", "cordoned", b"cordoned", "free", b"free", "outside", b"outside", "quarantined", b"quarantined", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -793,16 +808,20 @@ class CanAllocateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COUNTS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Whose requests; without it, of several owners who hold nothing."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
         counts: _abc.Iterable[_builtins.int] | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -815,8 +834,11 @@ class CanAllocateResponse(_message.Message):
     POSSIBLE_FIELD_NUMBER: _builtins.int
     PARTITION_IDS_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     possible: _builtins.bool
     simulated: _builtins.bool
+    rule: _builtins.str
+    """The rule by which they are refused, where one is."""
     @_builtins.property
     def partition_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Partitions that would do, in the order of the counts."""
@@ -827,10 +849,11 @@ class CanAllocateResponse(_message.Message):
         possible: _builtins.bool = ...,
         partition_ids: _abc.Iterable[_builtins.int] | None = ...,
         simulated: _builtins.bool = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition_ids", b"partition_ids", "possible", b"possible", "simulated", b"simulated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition_ids", b"partition_ids", "possible", b"possible", "rule", b"rule", "simulated", b"simulated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -843,19 +866,23 @@ class ExplainRequest(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     NUMA_NODE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     shape: Global___Shape.ValueType
     numa_node: _builtins.int
+    owner: _builtins.str
+    """For whom; without it, for an owner who holds nothing."""
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
         shape: Global___Shape.ValueType = ...,
         numa_node: _builtins.int | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node", "numa_node", b"numa_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node", "count", b"count", "numa_node", b"numa_node", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node", "count", b"count", "numa_node", b"numa_node", "owner", b"owner", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__numa_node: _TypeAlias = _typing.Literal["numa_node"]  # noqa: Y015
     _WhichOneofArgType__numa_node: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node"]  # noqa: Y015
