@@ -70,7 +70,14 @@ def _first(connection: sqlite3.Connection) -> None:
     storerows.put_meta(connection, storerows.COMPACTED, "0")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first,)
+def _second(connection: sqlite3.Connection) -> None:
+    """The GPU map: what each entry about it says is kept from then on, and the newest is what is kept."""
+    connection.execute(
+        "CREATE TABLE gpu_maps (revision INTEGER PRIMARY KEY, document TEXT NOT NULL, sum INTEGER NOT NULL)"
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second)
 """What brings a file from each version to the next, from 0, which has nothing in it."""
 
 

@@ -329,7 +329,8 @@ def test_a_file_of_a_later_version_is_refused(path: Path, monkeypatch: pytest.Mo
     FileStore(path, migrations=(*MIGRATIONS, second)).close()
     error = refused(path)
     assert str(error) == (
-        f"{path} was written by a later fmctl: its schema version is 2, and this fmctl knows those up to 1"
+        f"{path} was written by a later fmctl: its schema version is {len(MIGRATIONS) + 1},"
+        f" and this fmctl knows those up to {len(MIGRATIONS)}"
     )
     assert error.fix == "install fmctl 99.1 again"
     sql(path, "DROP TABLE meta", "DROP TABLE leases")
