@@ -33,6 +33,7 @@ _COMMANDS = {
     "adopt": "fmctl.cli.reconcile:adopt",
     "store": "fmctl.cli.store:store",
     "inventory": "fmctl.cli.inventory:inventory",
+    "gpumap": "fmctl.cli.gpumap:gpumap",
     "host": "fmctl.cli.host:host",
     "platform": "fmctl.cli.platform:platform",
     "vfio": "fmctl.cli.vfio:vfio",

@@ -184,7 +184,7 @@ def judge(record: MapRecord, found: Inventory) -> Verdict:
             MapState.CONTRADICTORY,
             GpuMap({}),
             "; ".join(wrong),
-            "find out which is wrong, and import or discover that anew",
+            "see `fmctl gpumap show`, find out who is wrong, and `fmctl gpumap import` or `discover` that anew",
         )
     ids = {bdf: next(iter(by.values())) for bdf, by in said.items() if by}
     gpu_map = GpuMap({number: bdf for bdf, number in sorted(ids.items(), key=lambda item: item[1])})
@@ -201,10 +201,14 @@ def judge(record: MapRecord, found: Inventory) -> Verdict:
         return Verdict(MapState.VERIFIED, gpu_map, f"{_and(kinds)} agree", fingerprint=typed)
     if record.accepted is not None and record.accepted.fingerprint == typed:
         return Verdict(MapState.VERIFIED, gpu_map, f"{record.accepted.by} accepted it", fingerprint=typed)
-    kinds = sorted({kind.value for by in lone.values() for kind in by})
-    why = f"nothing but {_and(kinds)} tells which GPU is at {_and(map(str, sorted(lone)))}"
-    accept = f"or compare `fmctl gpumap show` with the chassis, and `fmctl gpumap accept --fingerprint {typed}`"
-    return Verdict(MapState.UNVERIFIED, gpu_map, why, f"{fix}, {accept}", typed)
+    kinds = sorted({kind for by in lone.values() for kind in by}, key=lambda kind: kind.value)
+    names, which = _and(kind.value for kind in kinds), "which GPU is which"
+    if len(lone) < len(gpus):
+        which = f"which GPU is at {_and(map(str, sorted(lone)))}"
+    accept = f"compare `fmctl gpumap show` with the chassis, and `fmctl gpumap accept --fingerprint {typed}`"
+    return Verdict(
+        MapState.UNVERIFIED, gpu_map, f"nothing but {names} tells {which}", _fix(found, kinds, accept), typed
+    )
 
 
 def blank(found: Inventory) -> Verdict:
@@ -228,6 +232,7 @@ def _contradictions(said: Mapping[Bdf, Mapping[SourceKind, int]], known: set[int
     for bdf, by in said.items():
         if len(set(by.values())) > 1:
             yield f"GPU {bdf} is {' but '.join(f'{number} by {kind.value}' for kind, number in by.items())}"
+            continue
         for kind, number in by.items():
             holders.setdefault(number, set()).add(bdf)
             if number not in known:
@@ -242,17 +247,21 @@ def _unnamed(record: MapRecord, bdf: Bdf) -> str:
     return f"nobody tells which GPU is at {bdf}" + (f": {why}" if why else "")
 
 
-def _fix(found: Inventory) -> str:
-    """What brings another source, by what the board has."""
+def _fix(found: Inventory, said: Iterable[SourceKind] = (), accept: str = "") -> str:
+    """What brings another source, by what the board has, where `said` are those that are there, or `accept`."""
+    imported = any(kind.is_import for kind in said)
     method = found.platform.module_ids.method.value
-    asks = {
-        ModuleIdMethod.REGISTERS: "`fmctl gpumap discover` while no VM has the GPUs",
-        ModuleIdMethod.FABRIC_MANAGER: "wait until Fabric Manager lists its partitions, then `fmctl gpumap discover`",
-        ModuleIdMethod.ADMIN_TOOLS: "set gpu_admin_tools to NVIDIA's gpu-admin-tools, then `fmctl gpumap discover`",
-        ModuleIdMethod.NONE: "",
-    }[method]
-    brings = "`fmctl gpumap import FILE` with the output of `nvidia-smi -q` on this host, or with a map"
-    return f"{asks}; {brings}" if asks else brings
+    ask = "" if said and not imported else _ASKS[method]
+    bring = "" if imported else "`fmctl gpumap import FILE` with the output of `nvidia-smi -q` on this host, or a map"
+    return "; or ".join(filter(None, (ask, bring, accept)))
+
+
+_ASKS = {
+    ModuleIdMethod.REGISTERS: "`fmctl gpumap discover` while no VM has the GPUs",
+    ModuleIdMethod.FABRIC_MANAGER: "wait until Fabric Manager lists its partitions, then `fmctl gpumap discover`",
+    ModuleIdMethod.ADMIN_TOOLS: "set gpu_admin_tools to NVIDIA's gpu-admin-tools, then `fmctl gpumap discover`",
+    ModuleIdMethod.NONE: "",
+}
 
 
 def _and(words: Iterable[str]) -> str:
