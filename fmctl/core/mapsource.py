@@ -197,8 +197,8 @@ def judge(record: MapRecord, found: Inventory) -> Verdict:
         return Verdict(MapState.UNVERIFIED, gpu_map, "; ".join(_unnamed(record, bdf) for bdf in unnamed), fix)
     lone = {bdf: by for bdf, by in said.items() if len({kind.origin for kind in by}) < 2}
     if not lone:
-        kinds = sorted({kind.value for by in said.values() for kind in by})
-        return Verdict(MapState.VERIFIED, gpu_map, f"{_and(kinds)} agree", fingerprint=typed)
+        agree = sorted({kind.value for by in said.values() for kind in by})
+        return Verdict(MapState.VERIFIED, gpu_map, f"{_and(agree)} agree", fingerprint=typed)
     if record.accepted is not None and record.accepted.fingerprint == typed:
         return Verdict(MapState.VERIFIED, gpu_map, f"{record.accepted.by} accepted it", fingerprint=typed)
     kinds = sorted({kind for by in lone.values() for kind in by}, key=lambda kind: kind.value)
