@@ -41,7 +41,7 @@ from fmctl.host.hostfiles import HostFiles
 from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
 from fmctl.host.kernel import HostKernel
-from fmctl.host.lock import locked
+from fmctl.host.lock import queued
 from fmctl.host.registers import HostRegisters
 from fmctl.host.sysfs import Sysfs
 from fmctl.host.vfiodev import VfioFiles
@@ -157,7 +157,7 @@ def this_host(platform: str = "", root: Path = Path("/")) -> Host:
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,
-        functools.partial(locked, root / "run" / "fmctl" / "host.lock"),
+        queued(root / "run" / "fmctl" / "host.lock"),
         HostFiles(root),
         HostRegisters(root),
         functools.partial(machine.read, root),
