@@ -178,6 +178,29 @@ def test_a_gpu_that_a_vm_has_is_never_opened_and_keeps_what_it_said_in_this_boot
     assert world.discover() is MapState.VERIFIED
 
 
+def test_a_gpu_that_can_be_asked_and_does_not_answer_keeps_nothing() -> None:
+    world = World()
+    world.bring()
+    assert world.discover() is MapState.VERIFIED
+    world.host.registers.values[world.addresses[3]][0] = 0
+    assert world.discover() is MapState.UNVERIFIED
+    assert f"nothing but file tells which GPU is at {world.addresses[3]}" in world.maps.status().why
+
+
+def test_the_settings_file_does_not_count_by_itself_on_another_board() -> None:
+    world = World()
+    world.file = ("map.yaml", world.host.written_map())
+    world.maps.refresh()
+    world.maps.require()
+    world.host.machine = replace(world.host.machine, bios="2.0")
+    world.boot()
+    world.maps.refresh()
+    assert "nothing but registers tells" in world.refusal().why
+    world.file = ("map.yaml", "# looked at again\n" + world.host.written_map())
+    world.maps.refresh()
+    world.maps.require()
+
+
 def test_a_gpu_of_an_active_partition_is_not_opened() -> None:
     world = World()
     world.bring()

@@ -58,6 +58,7 @@ def test_what_is_read_are_the_registers_that_gpu_admin_tools_read_with_the_chip_
         (0x170000A1, HIGH, HIGH, HIGH, CHIP),
         (0x00000000, 0, 0, 0, 0x00000000),
         (CHIP, HIGH, HIGH, HIGH, 0xFFFFFFFF),
+        (CHIP, HIGH, HIGH, HIGH, 0x0),
     ],
 )
 def test_what_no_living_hopper_says_is_unreadable_and_never_a_number(values: tuple[int, ...]) -> None:
