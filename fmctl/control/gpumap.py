@@ -95,6 +95,7 @@ class GpuMaps:
             found = self._inventory()
         except NoBoard:
             return
+        self._take_listed(found)
         self._verdict(found).check()
 
     def status(self) -> MapStatus:
@@ -127,8 +128,7 @@ class GpuMaps:
         if self._tried != this and (record is None or record.boot != boot or self._is_incomplete(record, found)):
             self._discover(found, ACTOR, TURN_TIMEOUT)
             self._tried = this
-        if self._lacks_fabric_manager(found):
-            self._commit(found, lambda kept: self._with_listed(kept, found), ACTOR)
+        self._take_listed(found)
 
     def discover(self, *, actor: str, timeout: float) -> MapStatus:
         """Ask every source that can be asked; a GPU in use is left alone, and keeps what it said in this boot.
@@ -218,12 +218,12 @@ class GpuMaps:
             return kept
         return kept.with_source(Source(SourceKind.FABRIC_MANAGER, readings, self._now(), self._machine().boot))
 
-    def _lacks_fabric_manager(self, found: Inventory) -> bool:
+    def _take_listed(self, found: Inventory) -> None:
+        """Note what Fabric Manager's list tells, where the board's does and it was not noted in this boot."""
         record = self._store.book.gpu_map
         wants = found.platform.module_ids.method.value is ModuleIdMethod.FABRIC_MANAGER
-        return (
-            wants and record is not None and record.of(SourceKind.FABRIC_MANAGER) is None and self._listed() is not None
-        )
+        if wants and record is not None and record.of(SourceKind.FABRIC_MANAGER) is None and self._listed() is not None:
+            self._commit(found, lambda kept: self._with_listed(kept, found), ACTOR)
 
     def _is_incomplete(self, record: MapRecord, found: Inventory) -> bool:
         return any(device.function.bdf in record.unread for device in fingerprint.present(found))

@@ -201,6 +201,16 @@ def test_the_settings_file_does_not_count_by_itself_on_another_board() -> None:
     world.maps.require()
 
 
+def test_what_fabric_manager_lists_counts_as_soon_as_it_was_seen() -> None:
+    world = World("hgx-a100-8")
+    listed, world.listed = world.listed, None
+    world.file = ("map.yaml", world.host.written_map())
+    world.maps.refresh()
+    assert "nothing but file tells" in world.refusal().why
+    world.listed = listed
+    world.maps.require()
+
+
 def test_a_gpu_of_an_active_partition_is_not_opened() -> None:
     world = World()
     world.bring()
