@@ -56,6 +56,8 @@ SIMULATED_KERNEL = AbsolutePath.parse("/boot/simulated-service-vm")
 """What a pretended Service VM boots, where the settings name no kernel."""
 ADMIN_TOOLS_TIMEOUT = 60.0
 """Seconds that NVIDIA's gpu-admin-tools may take with one GPU."""
+_BOTH_OUTPUTS = ("sh", "-c", 'exec "$@" 2>&1', "sh")
+"""Runs a command whose log, which goes to standard error, is its answer."""
 _QEMU_TIMEOUT = 10.0
 """Seconds that QEMU may take to tell its version."""
 
@@ -138,7 +140,7 @@ class Host:
         if self.tools is not None or not command:
             return self.tools
         return lambda bdf: process.run(
-            [*command, "--devices", str(bdf), "--query-module-name"], timeout=ADMIN_TOOLS_TIMEOUT
+            [*_BOTH_OUTPUTS, *command, "--devices", str(bdf), "--query-module-name"], timeout=ADMIN_TOOLS_TIMEOUT
         )
 
     def for_tenant(self, settings: DaemonSettings, gpu_map: GpuMap | None) -> tenantvm.Host:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What NVIDIA's gpu-admin-tools print with --query-module-name: a line `GPU 0000:45:00.0 ... module name SXM_3`.
+"""What NVIDIA's gpu-admin-tools log with --query-module-name: a line `GPU 0000:45:00.0 ... module name SXM_3`.
 
 The tool reads the pins of Hopper's boards, as `core.straps` does, and asks Blackwell's firmware (FACTS 5; read in its
 code, no output was at hand). The number after SXM_ is the physical id.

@@ -355,7 +355,7 @@ def test_a_structure_is_filled_with_failed_devices(fm: Library, folder: Path) ->
     missing = [argument for gpu in range(1, 17) for argument in ("--missing-gpu", str(gpu))]
     with fabric_manager(folder, *missing, platform="hgx-a100-16") as address:
         failed = asked(fm, address)
-    assert (failed.gpu_count, failed.gpus[15].pci_bus_id, failed.gpus[15].count) == (16, b"00000000:7F:00.0", 12)
+    assert (failed.gpu_count, failed.gpus[15].pci_bus_id, failed.gpus[15].count) == (16, b"00000000:E9:00.0", 12)
     assert not any(bytes(failed.switches))
 
 
