@@ -53,6 +53,7 @@ FULL_MAP = MapRecord(
     (Source(SourceKind.FILE, {GPU.bdf: 3}, T0 + 0.7, "another boot", "map.yaml", "digest"),),
     {Bdf(0, 0x43, 0, 0): "a VM has it"},
     Acceptance("a person", T0 + 0.8, "4f2a-9c01-77be"),
+    {GPU.bdf: 3},
 )
 FULL_ENTRY = Entry(
     kind=Kind.GPU,

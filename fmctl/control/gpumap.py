@@ -72,10 +72,18 @@ class GpuMaps:
         self._file_seen = ""
 
     def known(self, found: Inventory) -> GpuMap | None:
-        """The map of this board as far as it is known, verified or not; None where nothing is, or it contradicts."""
+        """The last map of this board that was verified, or as far as it is known; None where nothing is.
+
+        What a running VM holds is told by it, so that a wrong import changes nothing about that.
+        """
         record = self._kept(self._board(found), self._machine().boot)
-        gpu_map = mapsource.judge(record, found).map if record else None
-        return gpu_map if gpu_map and gpu_map.addresses else None
+        if record is None:
+            return None
+        if record.verified:
+            by_id = sorted((number, bdf) for bdf, number in record.verified.items())
+            return GpuMap(dict(by_id))
+        gpu_map = mapsource.judge(record, found).map
+        return gpu_map if gpu_map.addresses else None
 
     def active(self) -> set[Bdf]:
         """The GPUs of active partitions; all of the board where some are active and it is not known which they are."""
@@ -274,6 +282,10 @@ class GpuMaps:
             if record == before:
                 return
             verdict = mapsource.judge(record, found)
+            if verdict.state is MapState.VERIFIED and record.boot == boot:
+                counted = verdict.map.addresses
+                lost = {bdf: number for bdf, number in record.verified.items() if number not in counted}
+                record = replace(record, verified={**lost, **{bdf: number for number, bdf in counted.items()}})
             what = f"GPU map {verdict.state.value}"
             self._store.commit((of_map(record, what, actor=actor, detail=verdict.why),), at=self._now())
         log.info("the GPU map is %s: %s", verdict.state.value, verdict.why)

@@ -96,7 +96,8 @@ class Acceptance:
 class MapRecord:
     """What is kept of the GPU map: the board it is of, what each source said, and why a GPU could not be read.
 
-    `boot` is the boot in which sources that can be asked were asked last.
+    `boot` is the boot in which sources that can be asked were asked last. `verified` is the last map of this board that
+    counted: who holds which GPU is told by it, whatever sources came to say since.
     """
 
     board: Fingerprint
@@ -104,6 +105,7 @@ class MapRecord:
     sources: tuple[Source, ...] = ()
     unread: Mapping[Bdf, str] = field(default_factory=dict)
     accepted: Acceptance | None = None
+    verified: Mapping[Bdf, int] = field(default_factory=dict)
 
     def of(self, kind: SourceKind) -> Source | None:
         """What that source said, if it was asked."""
@@ -121,19 +123,28 @@ class MapRecord:
             "sources": [source.plain() for source in self.sources],
             "unread": {str(bdf): why for bdf, why in sorted(self.unread.items())},
             "accepted": vars(self.accepted) if self.accepted else None,
+            "verified": {str(bdf): number for bdf, number in sorted(self.verified.items())},
         }
 
     @classmethod
     def parse(cls, value: object) -> MapRecord:
         """The way back from `plain`; raises ValueError."""
         match value:
-            case {"board": board, "boot": str(boot), "sources": [*sources], "unread": dict(unread), "accepted": by}:
+            case {
+                "board": board,
+                "boot": str(boot),
+                "sources": [*sources],
+                "unread": dict(unread),
+                "accepted": by,
+                "verified": dict(verified),
+            }:
                 return cls(
                     Fingerprint.parse(board),
                     boot,
                     tuple(map(Source.parse, sources)),
                     {Bdf.parse(bdf): str(why) for bdf, why in unread.items()},
                     _accepted(by),
+                    {Bdf.parse(bdf): int(number) for bdf, number in verified.items()},
                 )
         raise ValueError(f"a GPU map is wanted, not {value!r}")
 

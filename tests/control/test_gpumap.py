@@ -211,6 +211,29 @@ def test_what_fabric_manager_lists_counts_as_soon_as_it_was_seen() -> None:
     world.maps.require()
 
 
+def test_a_wrong_import_changes_nothing_about_who_holds_what() -> None:
+    world = World()
+    world.bring()
+    world.discover()
+    lines = world.host.written_map().replace("1: ", "9: ").replace("2: ", "1: ").replace("9: ", "2: ")
+    world.bring(lines)
+    world.refusal()
+    known = world.maps.known(world.inventory())
+    assert known and known.addresses == world.addresses
+    world.boot()
+    world.maps.refresh()
+    assert world.maps.known(world.inventory()) == known
+
+
+def test_a_lost_gpu_keeps_its_address() -> None:
+    world = World("hgx-b200-8")
+    world.discover()
+    world.maps.accept(world.maps.status().fingerprint, actor="ann")
+    world.host.bus.kill(world.addresses[8])
+    known = world.maps.known(world.inventory())
+    assert known and known.addresses == world.addresses
+
+
 def test_a_gpu_of_an_active_partition_is_not_opened() -> None:
     world = World()
     world.bring()
