@@ -47,7 +47,7 @@ def by_vfio(root: str, bdf: str, group: str) -> Iterator[Read]:
     node = os.open(f"{root}/dev/vfio/{group}", os.O_RDWR)
     fcntl.ioctl(node, VFIO_GROUP_SET_CONTAINER, struct.pack("=i", container))
     fcntl.ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1V2_IOMMU)
-    device: int = fcntl.ioctl(node, VFIO_GROUP_GET_DEVICE_FD, bdf.encode() + b"\0")  # type: ignore[assignment]
+    device = fcntl.ioctl(node, VFIO_GROUP_GET_DEVICE_FD, bytearray(bdf.encode() + b"\0"))  # for bytes it returns those
     try:
         config, bar0 = _region(device, CONFIG)[0], _region(device, BAR0)
         (command,) = struct.unpack("<H", os.pread(device, 2, config + _COMMAND))

@@ -60,6 +60,12 @@ def test_version_and_help() -> None:
         "host cordon",
         "host uncordon",
         "host drain",
+        "gpumap",
+        "gpumap show",
+        "gpumap discover",
+        "gpumap import",
+        "gpumap verify",
+        "gpumap accept",
     ],
 )
 def test_help_fits_eighty_columns(command: str) -> None:

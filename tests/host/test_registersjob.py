@@ -20,7 +20,10 @@ CONFIG_AT, BAR0_AT, SIZE = 0x0, 0x1000, 0x100
 
 
 class Kernel:
-    """Answers ioctls; the device's file has its configuration space, and then BAR0."""
+    """Answers ioctls as fcntl.ioctl does, which for bytes returns bytes.
+
+    The device's file has its configuration space, and then BAR0.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,14 +45,15 @@ class Kernel:
         if number in self.refused:
             raise OSError(self.refused[number], "refused")
         if number == job.VFIO_GROUP_GET_DEVICE_FD:
-            assert argument == BDF.encode() + b"\0"
-            return os.open(self.device, os.O_RDWR)
+            assert bytes(argument) == BDF.encode() + b"\0"
+            descriptor = os.open(self.device, os.O_RDWR)
+            return descriptor if isinstance(argument, bytearray) else argument
         if number == job.VFIO_DEVICE_GET_REGION_INFO:
             size, _, index, *_ = struct.unpack("=IIIIQQ", argument)
             assert size == 32
             where = {job.CONFIG: (BAR0_AT, CONFIG_AT), job.BAR0: (SIZE, BAR0_AT)}[index]
             argument[:] = struct.pack("=IIIIQQ", 32, 3, index, 0, *where)
-        return 0
+        return argument if isinstance(argument, bytes) else 0  # type: ignore[return-value]
 
 
 @pytest.fixture
