@@ -77,7 +77,6 @@ class FabricController:
         """
         self._agent = agent
         self.store = store if isinstance(store, WatchedStore) else WatchedStore(store)
-        self._require_map = require_map
         self._gate = gate
         self._gpus = gpus
         self._host_id = host_id
@@ -98,12 +97,7 @@ class FabricController:
         )
         self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
         self.leases = Leases(
-            self.store,
-            self.fabric,
-            turn,
-            self.chooser,
-            self.reconciler,
-            self.admission,
+            *(self.store, self.fabric, turn, self.chooser, self.reconciler, self.admission),
             generation=self._generation,
             now=now,
             new_id=new_id,
@@ -268,7 +262,7 @@ class FabricController:
     def _refuse_new_work(self) -> None:
         self._refuse_unsupported()
         self._gate.refuse_new_work()
-        self._require_map()
+        self.fabric.permit()
 
     def _refuse_unsupported(self) -> None:
         platform = self._board()

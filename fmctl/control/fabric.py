@@ -80,7 +80,7 @@ class Fabric:
     ) -> None:
         """`now` is in seconds since the epoch; `permit` raises where nothing may be activated."""
         self._agent = agent
-        self._permit = permit
+        self.permit = permit
         self._now = now
         self._seen: PartitionList | None = None
         self._changes = 0
@@ -137,7 +137,7 @@ class Fabric:
 
         Raises PartitionHeld, ActivationFailed, MapUnverified, FabricNotReady, AgentUnreachable, or OutcomeUnknown.
         """
-        self._permit()
+        self.permit()
         try:
             with self._changing():
                 self._agent.activate(partition_id, timeout=budget.change())
