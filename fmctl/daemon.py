@@ -16,13 +16,18 @@ from fmctl.control.closedstore import ClosedStore
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
 from fmctl.control.domain import World
+from fmctl.control.fabric import Turn
 from fmctl.control.fabricstarts import FabricStarts
 from fmctl.control.gate import HostGate
+from fmctl.control.gpumap import GpuMaps
 from fmctl.control.gpus import Gpus
 from fmctl.control.logs import MAX_LINES, GuestLogs
+from fmctl.control.mapkeeper import MapKeeper
+from fmctl.control.mapreader import MapReader
 from fmctl.control.monitor import Monitor
 from fmctl.control.operator import Operator
 from fmctl.control.servicevm import LONGEST_TURN, ServiceVm
+from fmctl.control.watch import WatchedStore
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.answers import FabricState, ServiceVmStatus
 from fmctl.core.book import Kind
@@ -36,6 +41,7 @@ from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
 from fmctl.core.vfio import Step
 from fmctl.host import identity
 from fmctl.host.generation import FileGeneration
+from fmctl.host.registers import HostRegisters
 from fmctl.host.store import FileStore
 from fmctl.local import Host
 from fmctl.notify import Notifier
@@ -74,16 +80,21 @@ def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
     _Daemon(settings, host, _libvirt(settings), notifier, insecure_tcp=insecure_tcp).run()
 
 
-def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | None, *, insecure_tcp: bool) -> None:
-    """Serve on a pretended host, whose Service VM is a Fabric Manager and an agent; all of it stops with the daemon."""
-    from fmctl.sim.host import SimulatedHost
+def run_simulated(
+    settings: DaemonSettings, platform: str, state_dir: Path | None, *, insecure_tcp: bool, gpu_map: str = "none"
+) -> None:
+    """Serve on a pretended host, whose Service VM is a Fabric Manager and an agent; all of it stops with the daemon.
+
+    `gpu_map` is what is wrong with its GPU map, by the name of a MapFault.
+    """
+    from fmctl.sim.host import MapFault, SimulatedHost
     from fmctl.sim.tree import SimulatedBoard
 
     notifier = notify.take()
     process.hold_lifeline()
     board = platforms.resolve(platform)
     with SimulatedBoard(board, platform, state_dir, call_timeout=settings.call_timeout_s) as guest:
-        pretended = SimulatedHost(board, guest.guest)
+        pretended = SimulatedHost(board, guest.guest, map_fault=MapFault(gpu_map))
         console = AbsolutePath(PurePosixPath(guest.console_log))
         service_vm = dataclasses.replace(settings.service_vm, managed=True, console_log=console)
         settings = dataclasses.replace(
@@ -129,11 +140,17 @@ class _Daemon:
         self._starts = None if managed else FabricStarts(self._agent, self._generation, self._started_fresh)
         self._logs = GuestLogs(self._agent, record=lambda text: self._records.take(text))
         self._store = _store(Path(settings.state_dir.path))
+        self._turn = Turn(settings.call_timeout_s)
+        self._watched = WatchedStore(self._store)
+        self._maps = self._gpu_maps()
+        self._keeper_of_maps = MapKeeper(self._maps, interval=settings.poll_interval_s)
         self._controller = FabricController(
             self._agent,
-            self._store,
+            self._watched,
             HostGate(host.inventory, host.check, self._service_vm, lambda: self._starts.current if self._starts else 0),
-            Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=_log_step), hypervisor),
+            Gpus(host.inventory, self._maps.known, host.vfio(tell=_log_step), hypervisor),
+            require_map=self._maps.require,
+            turn=self._turn,
             rules=LeaseRules(settings.mode, settings.unowned_partitions, settings.release_gone_after_s or None),
             policy=settings.policy,
             host_id=identity.machine_id(),
@@ -149,7 +166,12 @@ class _Daemon:
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             DAEMON_SERVICES,
-            services(self._controller, Operator(self._service_vm) if self._service_vm else None, self._log),
+            services(
+                self._controller,
+                Operator(self._service_vm) if self._service_vm else None,
+                self._log,
+                maps=self._maps,
+            ),
             simulated=lambda: self._controller.simulated,
         )
 
@@ -166,7 +188,7 @@ class _Daemon:
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            for part in (self._relay, self._service_vm, self._logs, self._monitor):
+            for part in (self._relay, self._service_vm, self._logs, self._monitor, self._keeper_of_maps):
                 if part is not None:
                     stack.enter_context(part)
             self._watch(stack)
@@ -239,6 +261,27 @@ class _Daemon:
             beat=beat,
             observed=lambda: self._controller.reconciler.observed,
             record=lambda what, detail: self._controller.record(Kind.SERVICE_VM, what, detail),
+        )
+
+    def _gpu_maps(self) -> GpuMaps:
+        host = self._host
+        reader = MapReader(
+            host.bus,
+            host.vfio(tell=_log_step),
+            host.registers or HostRegisters(),
+            self._turn,
+            admin_tools=host.admin_tools(self._settings),
+            active=lambda: self._maps.active(),
+        )
+        return GpuMaps(
+            self._watched,
+            host.inventory,
+            host.bus,
+            reader,
+            machine=host.machine,
+            listed=lambda: self._controller.fabric.seen,
+            file=functools.partial(host.map_file, self._settings),
+            observed=lambda: self._controller.reconciler.is_observing,
         )
 
     def _to_agent(self) -> Relay | None:

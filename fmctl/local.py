@@ -20,6 +20,7 @@ from fmctl import files, platforms, process, templates
 from fmctl.control import discovery, isolation
 from fmctl.control.discovery import NoBoard
 from fmctl.control.gpus import Gpus
+from fmctl.control.mapreader import AdminTools
 from fmctl.control.vfio import Vfio
 from fmctl.core import domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
 from fmctl.core.book import Entry
@@ -27,24 +28,26 @@ from fmctl.core.capacity import Capacity
 from fmctl.core.domain_xml import Rendered
 from fmctl.core.errors import AgentUnreachable, VmRunning
 from fmctl.core.finding import Finding
+from fmctl.core.fingerprint import Machine
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.hostprep import FileState, Preparation
 from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
-from fmctl.core.ports import ImageStore, Kernel, PciBus, VfioDevices
+from fmctl.core.ports import ImageStore, Kernel, PciBus, Registers, VfioDevices
 from fmctl.core.settings import AbsolutePath, DaemonSettings
 from fmctl.core.signature import Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
-from fmctl.host import capacity, keyfiles, rebuild, storefile
+from fmctl.host import capacity, keyfiles, machine, rebuild, storefile
 from fmctl.host.hostfiles import HostFiles
 from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
 from fmctl.host.kernel import HostKernel
-from fmctl.host.lock import locked
+from fmctl.host.lock import queued
+from fmctl.host.registers import HostRegisters
 from fmctl.host.sysfs import Sysfs
 from fmctl.host.vfiodev import VfioFiles
 from fmctl.process import CommandFailed
@@ -56,6 +59,10 @@ STORE, JOURNAL = "leases.db", "audit.jsonl"
 """The store of leases in the state folder, and its audit journal."""
 SIMULATED_KERNEL = AbsolutePath.parse("/boot/simulated-service-vm")
 """What a pretended Service VM boots, where the settings name no kernel."""
+ADMIN_TOOLS_TIMEOUT = 60.0
+"""Seconds that NVIDIA's gpu-admin-tools may take with one GPU."""
+_BOTH_OUTPUTS = ("sh", "-c", 'exec "$@" 2>&1', "sh")
+"""Runs a command whose log, which goes to standard error, is its answer."""
 _QEMU_TIMEOUT = 10.0
 """Seconds that QEMU may take to tell its version."""
 LIBVIRT_URI = "qemu:///system"
@@ -79,6 +86,12 @@ class Host:
     lock: Callable[[], AbstractContextManager[None]] = nullcontext
     files: HostFiles | None = None
     """Its files; a pretended host has none."""
+    registers: Registers | None = None
+    machine: Callable[[], Machine] = Machine
+    written_map: Callable[[], str] = str
+    """What a person wrote of a pretended host's GPU map."""
+    tools: AdminTools | None = None
+    """A pretended host's gpu-admin-tools."""
 
     def inventory(self) -> Inventory:
         """The board as it is now; raises NoBoard."""
@@ -122,14 +135,22 @@ class Host:
             vm = dataclasses.replace(vm, kernel=vm.kernel or SIMULATED_KERNEL)
         return domain_xml.render_service_vm(domain_xml.service_vm(vm, inventory, image), _templates(settings))
 
-    def gpu_map(self, settings: DaemonSettings) -> Callable[[Inventory], GpuMap | None]:
-        """Which GPU is which: by the file that the settings name, read anew; on a pretended host, by their order."""
-        path = settings.gpu_map
+    def map_file(self, settings: DaemonSettings) -> tuple[str, str] | None:
+        """The name and the text of the map that a person wrote; None where nobody did. Raises FmctlError."""
         if self.files is None:
-            return gpumap.in_order
-        if path is None:
-            return lambda inventory: None
-        return lambda inventory: gpumap.parse(files.read(Path(path.path)), str(path))
+            text = self.written_map()
+            return ("a pretended person's map", text) if text else None
+        path = settings.gpu_map
+        return (str(path), files.read(Path(path.path))) if path else None
+
+    def admin_tools(self, settings: DaemonSettings) -> AdminTools | None:
+        """What asks NVIDIA's gpu-admin-tools, where they are set; raises CommandFailed when it is called."""
+        command = settings.gpu_admin_tools
+        if self.tools is not None or not command:
+            return self.tools
+        return lambda bdf: process.run(
+            [*_BOTH_OUTPUTS, *command, "--devices", str(bdf), "--query-module-name"], timeout=ADMIN_TOOLS_TIMEOUT
+        )
 
     def for_tenant(self, settings: DaemonSettings, gpu_map: GpuMap | None) -> tenantvm.Host:
         """The host as a tenant VM sees it; without a map its GPUs are taken in the order of their addresses."""
@@ -147,8 +168,10 @@ def this_host(platform: str = "", root: Path = Path("/")) -> Host:
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,
-        functools.partial(locked, root / "run" / "fmctl" / "host.lock"),
+        queued(root / "run" / "fmctl" / "host.lock"),
         HostFiles(root),
+        HostRegisters(root),
+        functools.partial(machine.read, root),
     )
 
 
@@ -164,7 +187,18 @@ def around(simulated: SimulatedHost, board: Platform) -> Host:
     """A pretended host, put together."""
     from fmctl.sim.capacity import CAPACITY, QEMU
 
-    return Host(simulated.bus, simulated.kernel, simulated.devices, [board], lambda: CAPACITY, lambda program: QEMU)
+    return Host(
+        simulated.bus,
+        simulated.kernel,
+        simulated.devices,
+        [board],
+        lambda: CAPACITY,
+        lambda program: QEMU,
+        registers=simulated.registers,
+        machine=lambda: simulated.machine,
+        written_map=simulated.written_map,
+        tools=simulated.admin_tools,
+    )
 
 
 def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:
@@ -187,8 +221,10 @@ def refuse_open(settings: DaemonSettings, gpus: Collection[int]) -> None:
     host = this_host(settings.platform)
     try:
         host.inventory()
-        held = Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=lambda step: None), None).open()
-        unknown = "who has GPUs open cannot be told without root's rights and a GPU map"
+        file = host.map_file(settings)
+        written = gpumap.parse(*file) if file else None
+        held = Gpus(host.inventory, lambda inventory: written, host.vfio(tell=lambda step: None), None).open()
+        unknown = "somebody has GPUs open, and which cannot be told without root's rights and the setting gpu_map"
     except NoBoard:
         held, unknown = None, "this host has no such board, so who has its GPUs open cannot be told from here"
     users = sorted({holder for gpu, holder in (held or {}).items() if gpu in gpus})

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_lease
+from fmctl.core.fingerprint import Fingerprint, GpuPrint
 from fmctl.core.lease import Ending, Lease, LeaseState
+from fmctl.core.mapsource import Acceptance, MapRecord, Source, SourceKind
+from fmctl.core.pci import Bdf, PciId
 from fmctl.core.ports import Store
 
 T0 = 1_700_000_000.25
@@ -44,6 +47,15 @@ FULL_LEASE = Lease(
     required_guest_driver="570",
     revision=99,
 )
+GPU = GpuPrint(Bdf(0, 0x1B, 0, 0), (Bdf(0, 0, 1, 0),), PciId(0x10DE, 0x2330), PciId(0x10DE, 0x16C1), "48-b0")
+FULL_MAP = MapRecord(
+    Fingerprint("1.2 ☃", "chassis 7", (GPU, GpuPrint(Bdf(0, 0x43, 0, 0), (), GPU.id, None))),
+    "a boot",
+    (Source(SourceKind.FILE, {GPU.bdf: 3}, T0 + 0.7, "another boot", "map.yaml", "digest"),),
+    {Bdf(0, 0x43, 0, 0): "a VM has it"},
+    Acceptance("a person", T0 + 0.8, "4f2a-9c01-77be"),
+    {GPU.bdf: 3},
+)
 FULL_ENTRY = Entry(
     kind=Kind.GPU,
     subject="5",
@@ -54,6 +66,7 @@ FULL_ENTRY = Entry(
     forget=True,
     mark=Mark(MarkKind.QUARANTINED, "its memory is not zero", T0 + 0.4),
     unmark=MarkKind.CLEANING,
+    gpu_map=FULL_MAP,
     revision=98,
     time=T0 + 0.5,
 )

@@ -36,6 +36,7 @@ _COMMANDS = {
     "adopt": "fmctl.cli.reconcile:adopt",
     "store": "fmctl.cli.store:store",
     "inventory": "fmctl.cli.inventory:inventory",
+    "gpumap": "fmctl.cli.gpumap:gpumap",
     "host": "fmctl.cli.host:host",
     "gpu": "fmctl.cli.marks:gpu",
     "partition": "fmctl.cli.marks:partition",

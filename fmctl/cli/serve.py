@@ -36,11 +36,17 @@ _log_level = click.option(
 @click.option(
     "--state-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Where --simulate keeps its files."
 )
+@click.option(
+    "--simulate-map",
+    type=click.Choice(["none", "unconfirmed", "swapped", "duplicated", "missing"]),
+    help="What is wrong with the GPU map of --simulate.  [default: none]",
+)
 @_log_level
 def daemon(
     config_file: Path | None,
     simulate: str | None,
     state_dir: Path | None,
+    simulate_map: str | None,
     log_level: str | None,
     *,
     insecure_tcp: bool,
@@ -52,6 +58,8 @@ def daemon(
     """
     if state_dir and not simulate:
         raise click.UsageError("--state-dir goes with --simulate.")
+    if simulate_map and not simulate:
+        raise click.UsageError("--simulate-map goes with --simulate.")
     if simulate and (overrides["agent"] or overrides["platform"]):
         raise click.UsageError("--simulate brings its own --agent and --platform.")
     settings = _overridden(read(DaemonSettings, config_file), overrides, log_level)
@@ -61,7 +69,7 @@ def daemon(
     from fmctl import daemon as root
 
     if simulate:
-        root.run_simulated(settings, simulate, state_dir, insecure_tcp=insecure_tcp)
+        root.run_simulated(settings, simulate, state_dir, insecure_tcp=insecure_tcp, gpu_map=simulate_map or "none")
     else:
         root.run(settings, insecure_tcp=insecure_tcp)
 

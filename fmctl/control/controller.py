@@ -69,15 +69,18 @@ class FabricController:
         started: float = 0.0,
         simulated: bool = False,
         wake: Callable[[], object] = lambda: None,
+        require_map: Callable[[], None] = lambda: None,
+        turn: Turn | None = None,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         """`platform` is the board if it is set; else it is told from `known_platforms` by Fabric Manager's table.
 
         `simulated` tells before the agent answers that it will use the simulator's library, `wake` lets the reconciler
-        look at once, and `new_id` names leases.
+        look at once, and `new_id` names leases. `require_map` raises while the GPU map is not verified, and `turn` is
+        shared with who else changes what leases are made of.
         """
         self._agent = agent
-        self.store = WatchedStore(store)
+        self.store = store if isinstance(store, WatchedStore) else WatchedStore(store)
         self._gate = gate
         self._gpus = gpus
         self._host_id = host_id
@@ -90,8 +93,8 @@ class FabricController:
         self._now = now
         self._last_status: AgentStatus | None = None
         self._compacted_at = -COMPACT_INTERVAL
-        self.fabric = Fabric(agent, now)
-        self._turn = Turn(call_timeout, clock)
+        self.fabric = Fabric(agent, now, require_map)
+        self._turn = turn or Turn(call_timeout, clock)
         self.policy = policy or Policy()
         self.chooser = Chooser(self.store, self.fabric, gpus, self.policy)
         self.reconciler = Reconciler(
@@ -299,6 +302,7 @@ class FabricController:
     def _refuse_new_work(self) -> None:
         self._refuse_unsupported()
         self._gate.refuse_new_work()
+        self.fabric.permit()
 
     def _refuse_unsupported(self) -> None:
         platform = self._board()

@@ -75,9 +75,12 @@ class Turn:
 class Fabric:
     """Fabric Manager behind the agent. All but `seen` and `peek` belong to whoever has the turn."""
 
-    def __init__(self, agent: Agent, now: Callable[[], float] = time.time) -> None:
-        """`now` is in seconds since the epoch."""
+    def __init__(
+        self, agent: Agent, now: Callable[[], float] = time.time, permit: Callable[[], None] = lambda: None
+    ) -> None:
+        """`now` is in seconds since the epoch; `permit` raises where nothing may be activated."""
         self._agent = agent
+        self.permit = permit
         self._now = now
         self._seen: PartitionList | None = None
         self._changes = 0
@@ -132,8 +135,9 @@ class Fabric:
     def activate(self, partition_id: int, budget: Budget, owners: Mapping[int, str], *, ours: bool) -> bool:
         """Activate a partition; whether it was active before. `ours` tells that its lease stood before this call.
 
-        Raises PartitionHeld, ActivationFailed, FabricNotReady, AgentUnreachable, or OutcomeUnknown.
+        Raises PartitionHeld, ActivationFailed, MapUnverified, FabricNotReady, AgentUnreachable, or OutcomeUnknown.
         """
+        self.permit()
         try:
             with self._changing():
                 self._agent.activate(partition_id, timeout=budget.change())

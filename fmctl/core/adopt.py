@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fmctl.core import owner as owners
 from fmctl.core import plan
-from fmctl.core.book import Book, Entry, of_lease
+from fmctl.core.book import Book, Entry, of_lease, of_map
 from fmctl.core.errors import BadRequest
 from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.partition import Partition, PartitionList
@@ -86,7 +86,7 @@ def adopt(
 
 
 def from_journal(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """What puts into an empty book the leases and marks that stood at the end of a journal.
+    """What puts into an empty book the leases, the marks and the GPU map that stood at the end of a journal.
 
     A lease that was not ACTIVE yet had not been acknowledged, and is undone.
     """
@@ -98,7 +98,8 @@ def from_journal(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         Entry(kind, subject, mark.kind.value, plan.ACTOR, mark.reason, mark=mark)
         for (kind, subject, _), mark in book.marks.items()
     ]
-    return (*made, *marks)
+    maps = [] if book.gpu_map is None else [of_map(book.gpu_map, "GPU map rebuilt", actor=plan.ACTOR)]
+    return (*made, *marks, *maps)
 
 
 def _standing(lease: Lease) -> Lease:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from fmctl.core.lease import Lease
+from fmctl.core.mapsource import MapRecord
 
 
 class Kind(str, Enum):
@@ -55,8 +56,9 @@ class Entry:
     """One change, by `actor`, in words (`what`), with more about it in `detail`.
 
     Of a lease: `lease` is how it is from now on; one with `forget` leaves the store, as an undone request does. Of a
-    mark: `mark` is how it is from now on, and `unmark` that there is none of `unmark`'s kind. An entry with neither
-    only tells. `revision` and `time` are the store's, 0 before the entry is committed.
+    mark: `mark` is how it is from now on, and `unmark` that there is none of `unmark`'s kind. Of the host: `gpu_map` is
+    what is kept of the GPU map from now on. An entry with none of them only tells. `revision` and `time` are the
+    store's, 0 before the entry is committed.
     """
 
     kind: Kind
@@ -68,6 +70,7 @@ class Entry:
     forget: bool = False
     mark: Mark | None = None
     unmark: MarkKind | None = None
+    gpu_map: MapRecord | None = None
     revision: int = 0
     time: float = 0.0
 
@@ -92,6 +95,11 @@ def of_unmark(kind: Kind, subject: str, unmark: MarkKind, *, actor: str = "", de
     return Entry(kind, subject, f"no longer {unmark.value}", actor, detail, unmark=unmark)
 
 
+def of_map(record: MapRecord, what: str, *, actor: str = "", detail: str = "") -> Entry:
+    """What is kept of the GPU map is now so."""
+    return Entry(Kind.HOST, "", what, actor, detail, gpu_map=record)
+
+
 MarkKey = tuple[Kind, str, MarkKind]
 
 
@@ -106,10 +114,12 @@ class Book:
     revision: int = 0
     leases: Mapping[str, Lease] = field(default_factory=dict)
     marks: Mapping[MarkKey, Mark] = field(default_factory=dict)
+    gpu_map: MapRecord | None = None
 
     def after(self, entries: Iterable[Entry]) -> Book:
         """The book with those entries, which have their revisions, added."""
         leases, marks, revision = dict(self.leases), dict(self.marks), self.revision
+        gpu_map = self.gpu_map
         for entry in entries:
             revision = entry.revision
             if entry.lease is not None:
@@ -120,7 +130,8 @@ class Book:
                 marks[entry.kind, entry.subject, entry.mark.kind] = entry.mark
             if entry.unmark is not None:
                 marks.pop((entry.kind, entry.subject, entry.unmark), None)
-        return replace(self, revision=revision, leases=leases, marks=marks)
+            gpu_map = entry.gpu_map or gpu_map
+        return replace(self, revision=revision, leases=leases, marks=marks, gpu_map=gpu_map)
 
     def without_mark(self, kind: Kind, mark: MarkKind) -> Book:
         """The book in which nothing of that kind is marked so."""

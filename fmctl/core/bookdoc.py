@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from fmctl.core.book import Entry, Kind, Mark, MarkKind
 from fmctl.core.lease import Ending, Lease, LeaseState
+from fmctl.core.mapsource import MapRecord
 
 T = TypeVar("T")
 
@@ -62,6 +63,19 @@ def read_mark(document: object) -> Mark:
     return _mark(document)
 
 
+def map_document(record: MapRecord) -> Document:
+    """Every field of what is kept of the GPU map."""
+    return record.plain()
+
+
+def read_map(document: object) -> MapRecord:
+    """The way back from `map_document`; raises UnreadableDocument."""
+    try:
+        return MapRecord.parse(document)
+    except ValueError as error:
+        raise UnreadableDocument(str(error)) from None
+
+
 def entry_document(entry: Entry) -> Document:
     """An entry as the audit journal has it: the time for people, in UTC, and what it changed where it changed any."""
     document: Document = {
@@ -81,6 +95,8 @@ def entry_document(entry: Entry) -> Document:
         document["mark"] = mark_document(entry.mark)
     if entry.unmark is not None:
         document["unmark"] = entry.unmark.value
+    if entry.gpu_map is not None:
+        document["gpu_map"] = map_document(entry.gpu_map)
     return document
 
 
@@ -198,4 +214,13 @@ _PLAIN: dict[Any, Callable[[object], Any]] = {
 }
 _lease = _record(Lease, _PLAIN)
 _mark = _record(Mark, _PLAIN)
-_entry = _record(Entry, {**_PLAIN, float: _moment, Lease | None: _or_none(_lease), Mark | None: _or_none(_mark)})
+_entry = _record(
+    Entry,
+    {
+        **_PLAIN,
+        float: _moment,
+        Lease | None: _or_none(_lease),
+        Mark | None: _or_none(_mark),
+        MapRecord | None: _or_none(read_map),
+    },
+)

@@ -70,7 +70,8 @@ def not_set() -> MapUnverified:
     return MapUnverified(
         "which GPU has which physical id is not known",
         why="no GPU map is set, and the addresses alone do not tell",
-        fix="write a map, and name it with --gpu-map or by the setting gpu_map",
+        fix="write what `fmctl gpumap show -o map` prints into a file, and name it with --gpu-map or by the setting"
+        " gpu_map",
     )
 
 

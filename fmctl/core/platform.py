@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 MAX_NUMBER = 2**32 - 1
 """The largest id or rate: the SDK header gives each 32 bits, and no narrower bound."""
+MAX_OFFSET = (16 << 20) - 4
+"""The last register of a GPU's first memory region, which has 16 MiB (FACTS 7)."""
+MAX_PINS = 8
 
 
 class Mark(str, Enum):
@@ -61,6 +64,18 @@ class ResetEffect(str, Enum):
 
     HARMLESS = "harmless"
     BREAKS_LINKS = "breaks-links"
+
+
+class ModuleIdMethod(str, Enum):
+    """What tells which module a GPU of this board is, where no driver runs on the host."""
+
+    REGISTERS = "registers"
+    """The GPU itself, by pins that the board ties."""
+    FABRIC_MANAGER = "fabric-manager"
+    """Fabric Manager's list, which has the GPUs' PCI addresses."""
+    ADMIN_TOOLS = "gpu-admin-tools"
+    """NVIDIA's gpu-admin-tools, where they are installed."""
+    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,82 @@ class ResetRules:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What a register of a GPU must hold: `value` in the bits of `mask`. An offset is in bytes from BAR0's begin."""
+
+    offset: int = setting(doc="the register", low=0, high=MAX_OFFSET)
+    value: int = setting(doc="what its bits are", low=0, high=MAX_NUMBER)
+    mask: int = setting(MAX_NUMBER, doc="which of its bits count", low=1, high=MAX_NUMBER)
+
+    def __post_init__(self) -> None:
+        """Refuse what no aligned read can meet."""
+        _refuse_unaligned(self.offset)
+        if self.value & ~self.mask:
+            raise ValueError(f"value {self.value:#x} has bits that mask {self.mask:#x} leaves out")
+
+    def holds(self, value: int) -> bool:
+        """Whether a register with that value is as it must be."""
+        return value & self.mask == self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:#x} in the bits {self.mask:#x} of register {self.offset:#x}"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A bit of a register that shows how the board ties a pin."""
+
+    offset: int = setting(doc="the register", low=0, high=MAX_OFFSET)
+    bit: int = setting(doc="the bit", low=0, high=31)
+
+    def __post_init__(self) -> None:
+        """Refuse what no aligned read can meet."""
+        _refuse_unaligned(self.offset)
+
+
+@dataclass(frozen=True)
+class StrapRules:
+    """How the pins of a GPU say which module it is."""
+
+    chip: Expected
+    """The chip id, without which no register is believed."""
+    bits: tuple[Pin, ...]
+    """The pins, lowest bit first."""
+    ready: Expected | None = None
+    """What tells that the GPU's own firmware has started."""
+    first: int = setting(1, doc="the physical id where all bits are 0", low=0, high=MAX_GPUS)
+    inverted: int = setting(0, doc="the bits that are tied the other way round", low=0, high=2**MAX_PINS - 1)
+    variants: tuple[str, ...] = ()
+    """GPUs of which this is known, by device and subsystem id such as 2330:16c1; none for all."""
+
+    def __post_init__(self) -> None:
+        """Refuse rules that say nothing."""
+        if not 1 <= len(self.bits) <= MAX_PINS:
+            raise ValueError(f"bits has {len(self.bits)} pins; 1 to {MAX_PINS} are possible")
+        for variant in self.variants:
+            if not re.fullmatch("[0-9a-f]{4}:[0-9a-f]{4}", variant):
+                raise ValueError(f"variant {variant!r} is no device and subsystem id such as '2330:16c1'")
+
+
+@dataclass(frozen=True)
+class ModuleIdRules:
+    """What tells which GPU of this board is which."""
+
+    method: Fact[ModuleIdMethod]
+    straps: StrapRules | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a method that lacks its rules."""
+        if (self.method.value is ModuleIdMethod.REGISTERS) != (self.straps is not None):
+            raise ValueError("straps goes with the method registers, and with no other")
+
+
+NO_MODULE_IDS = ModuleIdRules(
+    Fact(ModuleIdMethod.NONE, Mark.UNCONFIRMED, "the platform file does not say what tells which GPU is which")
+)
+
+
+@dataclass(frozen=True)
 class PartitionRow:
     """A row of the table: id, physical ids, NVLinks per GPU; written `[3, [1, 3], 18]`."""
 
@@ -184,6 +275,7 @@ class Platform:
     memory_controller: Devices | None = None
     """What the Service VM has beside the NVSwitches."""
     reset: ResetRules
+    module_ids: ModuleIdRules = NO_MODULE_IDS
     partitions: tuple[PartitionRow, ...]
 
     def __post_init__(self) -> None:
@@ -221,6 +313,11 @@ class Platform:
         if not seen or not seen.items() <= table.items():
             return False
         return self.drops_failed_gpus or len(seen) == len(table)
+
+
+def _refuse_unaligned(offset: int) -> None:
+    if offset % 4:
+        raise ValueError(f"offset {offset:#x} is no multiple of 4")
 
 
 def _refuse_twice(what: str, values: Iterable[Hashable]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fmctl.core.loglines import LogPosition, LogStream
     from fmctl.core.partition import PartitionList
     from fmctl.core.pci import Bdf, FunctionState, PciFunction
+    from fmctl.core.straps import Probe
     from fmctl.core.vfio import Exposure, Holder
 
 
@@ -214,6 +215,18 @@ class VfioDevices(Protocol):
         """The processes that have the group open; None if nobody has, and empty if somebody has who cannot be seen.
 
         Raises FmctlError without the privileges to tell.
+        """
+
+
+class Registers(Protocol):
+    """The registers of GPUs, in their first memory region."""
+
+    def read(self, function: PciFunction, probe: Probe, *, timeout: float) -> tuple[int, ...]:
+        """The values at the probe's offsets, once the registers that it waits for have settled, in `timeout` seconds
+        after the kernel let the GPU be opened, which has a deadline of its own.
+
+        A GPU that vfio-pci has is reset by this, and nobody else can open it meanwhile; one without a driver is read
+        as it is. Raises Unreadable, and VmRunning where somebody has its group open.
         """
 
 

@@ -304,7 +304,14 @@ class DaemonSettings:
         None, doc="a folder whose files take the place of the templates of the same name"
     )
     gpu_map: AbsolutePath | None = setting(
-        None, doc="a YAML file with the PCI address of each GPU by physical id, such as 1: '0000:1b:00.0'"
+        None,
+        doc="a YAML file with the PCI address of each GPU by physical id, such as 1: '0000:1b:00.0'; it is imported at"
+        " the daemon's start and when it changes, as one source of the GPU map",
+    )
+    gpu_admin_tools: tuple[str, ...] = setting(
+        (),
+        doc="the command line of NVIDIA's gpu-admin-tools, which tell the module ids of GPUs that fmctl cannot read"
+        " itself; --devices and --query-module-name are added",
     )
     run_dir: AbsolutePath = setting(
         AbsolutePath.parse("/run/fmctl"), doc="a folder of the daemon's for what ends with the host's boot"

@@ -6,11 +6,34 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fmctl.core.errors import FmctlError
 from fmctl.core.vfio import HostBusy
+
+
+def queued(path: Path, *, timeout: float = 30.0) -> Callable[[], AbstractContextManager[None]]:
+    """The same lock for the threads of one process, which wait for each other, so many seconds at most."""
+    turn = threading.Lock()
+
+    @contextlib.contextmanager
+    def taken() -> Iterator[None]:
+        if not turn.acquire(timeout=timeout):
+            raise HostBusy(
+                "this process changes the host's devices already",
+                why=f"it did not end within {timeout:g} s",
+                fix="try again shortly",
+            )
+        try:
+            with locked(path):
+                yield
+        finally:
+            turn.release()
+
+    return taken
 
 
 @contextlib.contextmanager

@@ -12,11 +12,13 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fmctl.core import bookdoc
 from fmctl.core.book import Book, Entry, Kind, Mark, MarkKey, MarkKind
 from fmctl.core.lease import Lease
+from fmctl.core.mapsource import MapRecord
 
 STORE_ID = "store_id"
 COMPACTED = "compacted"
@@ -47,6 +49,9 @@ _PUT_ENTRY = """
     INSERT INTO entries (revision, time, kind, subject, what, actor, detail, lease, forget, mark, unmark, sum)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+_MAPS = "SELECT revision, document, sum FROM gpu_maps WHERE revision > ? AND revision <= ? ORDER BY revision"
+_PUT_MAP = "INSERT INTO gpu_maps (revision, document, sum) VALUES (?, ?, ?)"
+_DROP_MAPS = "DELETE FROM gpu_maps WHERE revision <= ? AND revision < (SELECT max(revision) FROM gpu_maps)"
 
 
 class BadRow(ValueError):
@@ -83,6 +88,9 @@ def put_entry(connection: sqlite3.Connection, entry: Entry) -> None:
         connection.execute(_PUT_MARK, _summed(*about, entry.mark.kind.value, mark))
     if unmark is not None:
         connection.execute(_DROP_MARK, (*about, unmark))
+    if entry.gpu_map is not None:
+        document = bookdoc.text(bookdoc.map_document(entry.gpu_map))
+        connection.execute(_PUT_MAP, _summed(entry.revision, document))
 
 
 def leases(connection: sqlite3.Connection, rest: str, values: Sequence[object] = ()) -> tuple[Lease, ...]:
@@ -105,7 +113,9 @@ def number(connection: sqlite3.Connection, lease_id: str) -> int | None:
 
 def entries(connection: sqlite3.Connection, after: int, limit: int) -> tuple[Entry, ...]:
     """The entries with higher revisions, in their order, at most so many; raises BadRow."""
-    return tuple(_entry(row) for row in connection.execute(_ENTRIES, (after, max(limit, 0))))
+    found = tuple(_entry(row) for row in connection.execute(_ENTRIES, (after, max(limit, 0))))
+    maps = _maps(connection, after, found[-1].revision) if found else {}
+    return tuple(replace(entry, gpu_map=maps[entry.revision]) if entry.revision in maps else entry for entry in found)
 
 
 def book(connection: sqlite3.Connection) -> Book:
@@ -116,7 +126,9 @@ def book(connection: sqlite3.Connection) -> Book:
     rows = [row for row in connection.execute(_LEASES + "ORDER BY number") if not _checked("leases", row)[3]]
     live = {lease.id: lease for lease in map(_lease, rows)}
     marks = dict(_mark(row) for row in connection.execute(_MARKS))
-    return Book(meta(connection, STORE_ID), _revision(connection), live, marks)
+    revision = _revision(connection)
+    maps = _maps(connection, -1, revision)
+    return Book(meta(connection, STORE_ID), revision, live, marks, maps[max(maps)] if maps else None)
 
 
 def compact(connection: sqlite3.Connection, leases_before: float, entries_before: float, last: int) -> int:
@@ -127,6 +139,7 @@ def compact(connection: sqlite3.Connection, leases_before: float, entries_before
     if not connection.execute("DELETE FROM entries WHERE revision <= ?", (end,)).rowcount:
         return 0
     put_meta(connection, COMPACTED, str(end))
+    connection.execute(_DROP_MAPS, (end,))
     return end
 
 
@@ -173,6 +186,16 @@ def _entry(row: Row) -> Entry:
             revision=revision,
             time=time,
         )
+
+
+def _maps(connection: sqlite3.Connection, after: int, end: int) -> dict[int, MapRecord]:
+    """What was kept of the GPU map from each of these revisions on."""
+    found = {}
+    for row in connection.execute(_MAPS, (after, end)):
+        revision, document, _ = _checked("gpu_maps", row)
+        with _reading("gpu_maps"):
+            found[revision] = bookdoc.read_map(bookdoc.parsed(document))
+    return found
 
 
 @contextlib.contextmanager

@@ -74,7 +74,14 @@ def _reboots(connection: sqlite3.Connection) -> None:
     """Documents of leases have `vm_rebooted`, which is null in older ones."""
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first, _reboots)
+def _gpu_maps(connection: sqlite3.Connection) -> None:
+    """The GPU map: what each entry about it says is kept from then on, and the newest is what is kept."""
+    connection.execute(
+        "CREATE TABLE gpu_maps (revision INTEGER PRIMARY KEY, document TEXT NOT NULL, sum INTEGER NOT NULL)"
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _reboots, _gpu_maps)
 """What brings a file from each version to the next, from 0, which has nothing in it."""
 
 

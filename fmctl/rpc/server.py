@@ -39,7 +39,10 @@ SERVICE_VM_SERVICE = "fmctl.v1.ServiceVmService"
 LEASE_SERVICE = "fmctl.v1.LeaseService"
 GPU_SERVICE = "fmctl.v1.GpuService"
 LAYOUT_SERVICE = "fmctl.v1.LayoutService"
-DAEMON_SERVICES = (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, GPU_SERVICE, LAYOUT_SERVICE)
+GPU_MAP_SERVICE = "fmctl.v1.GpuMapService"
+DAEMON_SERVICES = (
+    *(CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, GPU_SERVICE, LAYOUT_SERVICE, GPU_MAP_SERVICE),
+)
 """What the daemon serves; `rpc.services` registers them."""
 
 Add = Callable[[grpc.Server], Callable[[], None] | None]

@@ -16,6 +16,7 @@ from fmctl.core.fmcode import FmCode
 from fmctl.core.partition import Gpu, Partition, PartitionList
 from fmctl.core.platform import ErrorFamily, PartitionRow, Platform
 from fmctl.sim.saved import SavedState, gpu_uuid
+from fmctl.sim.sysfs import gpu_addresses
 
 RESTART_WINDOW = 60.0
 """Seconds in which a restarted Fabric Manager must be told the active partitions (FM User Guide)."""
@@ -223,6 +224,6 @@ def _failed(platform: Platform, physical_id: int) -> FailedDevice:
 
 
 def _pci_bus_id(platform: Platform, physical_id: int) -> str:
-    """A made-up PCI address; bus 0 from NVLink 4 on."""
-    bus = 7 + 8 * platform.physical_ids.index(physical_id) if platform.drops_failed_gpus else 0
+    """The address that a pretended host has the GPU at; bus 0 from NVLink 4 on."""
+    bus = gpu_addresses(platform)[physical_id].bus if platform.drops_failed_gpus else 0
     return f"00000000:{bus:02X}:00.0"

@@ -28,7 +28,7 @@ class PortType(IntEnum):
     DOWNSTREAM = 6
 
 
-def build(function: PciFunction, kind: PortType, access: Control | None, *, several: bool) -> bytes:
+def build(function: PciFunction, kind: PortType, access: Control | None, *, several: bool, serial: int = 0) -> bytes:
     """All of it; `access` are the controls that are on, None without the ACS capability."""
     space = bytearray(CONFIG_SIZE)
     _put(space, 0x00, function.id.vendor, function.id.device)
@@ -42,6 +42,7 @@ def build(function: PciFunction, kind: PortType, access: Control | None, *, seve
         _extend(space, _ACS, 0x000D, _SERIAL)
         _put(space, _ACS + 4, ABLE, access)
     _extend(space, _SERIAL, 0x0003, 0)
+    space[_SERIAL + 4 : _SERIAL + 12] = serial.to_bytes(8, "little")
     return bytes(space)
 
 

@@ -12,6 +12,7 @@ from fmctl.core import stored
 from fmctl.core.book import Book, Entry, Mark, MarkKey
 from fmctl.core.errors import StoreUnusable
 from fmctl.core.lease import Lease
+from fmctl.core.mapsource import MapRecord
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class _Content:
     compacted: int = 0
     leases: dict[str, Lease] = field(default_factory=dict)
     marks: dict[MarkKey, Mark] = field(default_factory=dict)
+    gpu_map: MapRecord | None = None
     entries: tuple[Entry, ...] = ()
 
     def with_lease(self, lease: Lease, *, forget: bool) -> _Content:
@@ -38,7 +40,7 @@ class _Content:
 
     def book(self) -> Book:
         live = {lease.id: lease for lease in self.leases.values() if not lease.state.over}
-        return Book(self.store_id, self.revision, live, self.marks)
+        return Book(self.store_id, self.revision, live, self.marks, self.gpu_map)
 
 
 class MemoryStore:
@@ -80,6 +82,7 @@ class MemoryStore:
                     content,
                     revision=book.revision,
                     marks=dict(book.marks),
+                    gpu_map=book.gpu_map,
                     entries=(*content.entries, *committed),
                 )
             )

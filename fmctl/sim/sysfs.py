@@ -41,7 +41,7 @@ class SimulatedFunction:
     """A function with all that it would answer.
 
     `access` are the controls of ACS that are on, None without that capability; `several` tells that its device has more
-    functions. Of its configuration space `shown` bytes can be read.
+    functions. `serial` is its PCI serial number. Of its configuration space `shown` bytes can be read.
     """
 
     function: PciFunction
@@ -50,6 +50,7 @@ class SimulatedFunction:
     kind: PortType = PortType.ENDPOINT
     access: Control | None = None
     several: bool = False
+    serial: int = 0
     shown: int = CONFIG_SIZE
 
     @functools.cached_property
@@ -57,7 +58,9 @@ class SimulatedFunction:
         """Its configuration space."""
         if not self.state.answers:
             return b"\xff" * self.shown
-        return pciconfig.build(self.function, self.kind, self.access, several=self.several)[: self.shown]
+        return pciconfig.build(self.function, self.kind, self.access, several=self.several, serial=self.serial)[
+            : self.shown
+        ]
 
 
 class SimulatedBus:
@@ -146,6 +149,13 @@ class SimulatedBus:
         self.behave(bdf, state=state)
 
 
+def gpu_addresses(platform: Platform) -> dict[int, Bdf]:
+    """Where a pretended host has each GPU of the board, by physical id."""
+    count = platform.gpus.count or 1
+    buses = (_bus(Role.GPU, index, count) for index in range(count))
+    return {number: Bdf(0, bus, 0, 0) for number, bus in zip(platform.physical_ids, buses, strict=True)}
+
+
 def _host(platform: Platform, *, shared_group: bool) -> Iterator[SimulatedFunction]:
     number = 10
     for role, kind in kinds(platform).items():
@@ -191,4 +201,5 @@ def _member(role: Role, kind: Devices, bdf: Bdf, port: Bdf, group: int) -> Simul
     methods = ("flr", "bus") if role is Role.GPU else ("bus",)
     state = FunctionState(answers=True, link=_LINK, bars=_BARS[role], reset_methods=methods)
     vpd = f"ConnectX-7 {kind.vpd} management".encode() if kind.vpd else b""
-    return SimulatedFunction(function, state, vpd)
+    serial = 0x48B0_2DFF_FE00_0000 | bdf.bus if role is Role.GPU else 0
+    return SimulatedFunction(function, state, vpd, serial=serial)

@@ -65,6 +65,12 @@ def test_version_and_help() -> None:
         "gpu unquarantine",
         "partition list",
         "partition uncordon",
+        "gpumap",
+        "gpumap show",
+        "gpumap discover",
+        "gpumap import",
+        "gpumap verify",
+        "gpumap accept",
     ],
 )
 def test_help_fits_eighty_columns(command: str) -> None:

@@ -73,7 +73,8 @@ def test_without_a_map_there_is_no_tenant_vm(host: Path) -> None:
     assert done.stderr == (
         "fmctl: which GPU has which physical id is not known\n"
         "  why: no GPU map is set, and the addresses alone do not tell\n"
-        "  do:  write a map, and name it with --gpu-map or by the setting gpu_map\n"
+        "  do:  write what `fmctl gpumap show -o map` prints into a file, and name it with --gpu-map or by the setting"
+        " gpu_map\n"
     )
 
 

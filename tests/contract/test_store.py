@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmctl.core.book import Book, Entry, Kind, Mark, MarkKind, of_lease, of_mark, of_unmark
+from fmctl.core.book import Book, Entry, Kind, Mark, MarkKind, of_lease, of_map, of_mark, of_unmark
 from fmctl.core.errors import Compacted, FmctlError, NoSuchLease, RequestIdReused
 from fmctl.core.lease import Lease, LeaseState
 from fmctl.core.ports import Store
 from fmctl.host.store import FileStore
 from fmctl.sim.store import MemoryStore
-from tests.stores import FULL_ENTRY, FULL_LEASE, T0, lease, made, note
+from tests.stores import FULL_ENTRY, FULL_LEASE, FULL_MAP, T0, lease, made, note
 
 ACTIVE, RELEASED, FAILED = LeaseState.ACTIVE, LeaseState.RELEASED, LeaseState.FAILED
 
@@ -91,6 +91,19 @@ def both(side: Side) -> Iterator[Store]:
     yield side.reopen()
 
 
+def test_the_newest_gpu_map_is_kept_whatever_is_compacted(side: Side) -> None:
+    newer = replace(FULL_MAP, boot="another")
+    side.store.commit([of_map(FULL_MAP, "first")], at=T0)
+    side.store.commit([of_map(newer, "second"), note("after")], at=T0 + 1)
+    for store in both(side):
+        assert store.book.gpu_map == newer
+    for store in both(side):
+        assert [entry.gpu_map for entry in store.entries(0, limit=9)] == [FULL_MAP, newer, None]
+    side.store.compact(leases_before=0.0, entries_before=T0 + 9)
+    for store in both(side):
+        assert store.book.gpu_map == newer
+
+
 def ids(leases: Sequence[Lease]) -> list[str]:
     return [lease.id for lease in leases]
 
@@ -129,7 +142,7 @@ def test_every_field_is_read_back_by_this_process_and_the_next(side: Side) -> No
     assert committed == entries
     store_id = side.store.book.store_id
     for store in both(side):
-        assert store.book == Book(store_id, 2, {wanted.id: wanted}, {(Kind.GPU, "5", mark.kind): mark})
+        assert store.book == Book(store_id, 2, {wanted.id: wanted}, {(Kind.GPU, "5", mark.kind): mark}, FULL_MAP)
         assert store.lease(wanted.id) == wanted
         assert store.by_request(wanted.owner, wanted.request_id) == wanted
         assert store.leases() == (wanted,)

@@ -27,7 +27,7 @@ from fmctl.core import gpumap
 from fmctl.core.answers import AgentStatus, ProcessState, ServiceVmStatus, StartMode
 from fmctl.core.book import Entry
 from fmctl.core.domain import Domain
-from fmctl.core.errors import AgentUnreachable, FmctlError, OutcomeUnknown, StoreUnusable
+from fmctl.core.errors import AgentUnreachable, FmctlError, MapUnverified, OutcomeUnknown, StoreUnusable
 from fmctl.core.fmcode import NO_VERDICT, Operation, call_overran
 from fmctl.core.inventory import Inventory
 from fmctl.core.lease import Lease
@@ -262,6 +262,7 @@ class World:
         self.gpus = Gpus(self._inventory, gpumap.in_order, Vfio(self.host.bus, self.host.devices), self.host.hypervisor)
         self._seeing = self.host.devices.holders
         self.vms: dict[str, tuple[int, ...]] = {}
+        self.map_is_verified = True
         self.wakes = 0
         self._ids = itertools.count(1)
         self.controller = self._daemon()
@@ -291,6 +292,7 @@ class World:
             clock=self.clock,
             now=self.clock,
             wake=self._wake,
+            require_map=self._require_map,
             new_id=lambda: f"id-{next(self._ids)}",
         )
 
@@ -307,6 +309,10 @@ class World:
         except Died:
             self.restart_daemon()
             return None
+
+    def _require_map(self) -> None:
+        if not self.map_is_verified:
+            raise MapUnverified("the GPU map is not verified")
 
     def _wake(self) -> None:
         self.wakes += 1

@@ -39,7 +39,7 @@ def test_a_line_tells_all_of_an_entry_to_people_and_programs(tmp_path: Path) -> 
         "detail": "why",
     }
     assert (json.loads(second)["lease"]["id"], "forget" in json.loads(second)) == ("1", False)
-    assert set(json.loads(third)) == {*json.loads(first), "lease", "forget", "mark", "unmark"}
+    assert set(json.loads(third)) == {*json.loads(first), "lease", "forget", "mark", "unmark", "gpu_map"}
     assert list(read_journal(path))[2] == Journaled(STORE, FULL_ENTRY)
 
 

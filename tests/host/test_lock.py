@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from fmctl.core.errors import FmctlError
 from fmctl.core.vfio import HostBusy
-from fmctl.host.lock import locked
+from fmctl.host.lock import locked, queued
 from fmctl.process import Child, python
 from tests.support import eventually
 
@@ -66,3 +67,26 @@ def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
     ):
         raise AssertionError("it is in")
     assert failure.value.fix == "run as root"
+
+
+def test_threads_of_one_process_wait_for_each_other(tmp_path: Path) -> None:
+    lock, order = queued(tmp_path / "fmctl.lock"), []
+
+    def second() -> None:
+        with lock():
+            order.append("second")
+
+    with lock():
+        thread = threading.Thread(target=second)
+        thread.start()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_thread_does_not_wait_for_ever(tmp_path: Path) -> None:
+    lock = queued(tmp_path / "fmctl.lock", timeout=0.05)
+    with lock(), pytest.raises(HostBusy, match="already"), lock():
+        raise AssertionError("both are in")
+    with lock():
+        pass

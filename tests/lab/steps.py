@@ -74,11 +74,25 @@ def ready(host: Host) -> None:
     """The daemon runs, and Fabric Manager takes calls in the Service VM."""
     answer = host.run("fmctl status --output json")
     if answer.status == 0 and json.loads(answer.out)["service_vm"]["state"] == "ready":
+        mapped(host)
         return
     serving(host)
     if host.run(f"test -e {STORE}/current").status:
         upgrade(host, guests.FIRST)
     host.fmctl("wait", "--for", "ready", "--timeout", str(int(READY_WITHIN)), timeout=READY_WITHIN + 20)
+    mapped(host)
+
+
+def mapped(host: Host) -> None:
+    """The GPU map counts: stand-ins do not tell which GPU they are, so a person accepts what the file says."""
+
+    def shown() -> Any:
+        found = host.ask("gpumap", "show")
+        return found if found["state"] == "verified" or found["fingerprint"] else None
+
+    found = host.eventually("the daemon has looked at the board's GPUs", shown, 30)
+    if found["state"] != "verified":
+        host.fmctl("gpumap", "accept", "--fingerprint", found["fingerprint"])
 
 
 def inactive(host: Host) -> None:

@@ -82,6 +82,13 @@ RESET: dict[str, list[tuple[object, str]]] = {
 
 GENERATION = {"hgx-h100-8": 4, "hgx-b200-8": 5, "hgx-a100-8": 3, "hgx-a100-16": 3}
 
+MODULE_IDS = {
+    "hgx-h100-8": ("registers", "C"),
+    "hgx-b200-8": ("gpu-admin-tools", "C"),
+    "hgx-a100-8": ("fabric-manager", "U"),
+    "hgx-a100-16": ("fabric-manager", "U"),
+}
+
 
 @pytest.fixture(params=NAMES)
 def board(request: pytest.FixtureRequest) -> Platform:
@@ -129,9 +136,14 @@ def test_reset_rules_have_these_values_and_marks(board: Platform) -> None:
     assert plain == RESET[board.name]
 
 
+def test_what_tells_which_gpu_is_which_is_stated_for_every_board(board: Platform) -> None:
+    method = board.module_ids.method
+    assert (method.value.value, method.mark.value) == MODULE_IDS[board.name]
+
+
 def test_every_fact_has_a_mark_and_a_source(board: Platform) -> None:
     found = list(facts(board))
-    assert len(found) == 5 + bool(board.line_rate_mbps)
+    assert len(found) == 6 + bool(board.line_rate_mbps)
     assert all(isinstance(fact.mark, Mark) and len(fact.source) > 10 for fact in found)
 
 

@@ -345,7 +345,7 @@ def test_a_lost_gpu_is_a_failed_device(fm: Library, folder: Path) -> None:
         failed = asked(fm, address)
     assert (failed.version, failed.gpu_count, failed.switch_count) == (abi.FAILED, 2, 0)
     gpus = failed.gpus[:2]
-    assert [gpu.pci_bus_id for gpu in gpus] == [b"00000000:0F:00.0", b"00000000:3F:00.0"]
+    assert [gpu.pci_bus_id for gpu in gpus] == [b"00000000:34:00.0", b"00000000:E2:00.0"]
     assert [gpu.ports[: gpu.count] for gpu in gpus] == [list(range(12))] * 2
     assert all(gpu.uuid.startswith(b"GPU-") for gpu in gpus) and gpus[0].uuid != gpus[1].uuid
     assert not any(gpus[1].ports[12:]) and not any(bytes(failed.gpus[2])) and not any(bytes(failed.switches))
@@ -355,7 +355,7 @@ def test_a_structure_is_filled_with_failed_devices(fm: Library, folder: Path) ->
     missing = [argument for gpu in range(1, 17) for argument in ("--missing-gpu", str(gpu))]
     with fabric_manager(folder, *missing, platform="hgx-a100-16") as address:
         failed = asked(fm, address)
-    assert (failed.gpu_count, failed.gpus[15].pci_bus_id, failed.gpus[15].count) == (16, b"00000000:7F:00.0", 12)
+    assert (failed.gpu_count, failed.gpus[15].pci_bus_id, failed.gpus[15].count) == (16, b"00000000:E9:00.0", 12)
     assert not any(bytes(failed.switches))
 
 

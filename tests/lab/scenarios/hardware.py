@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import shlex
 from typing import Any
 
+from fmctl.host import registersjob
 from tests.lab import steps
 from tests.lab.host import Host, want
 from tests.lab.machine import Variant
 from tests.lab.scenario import scenario
 from tests.lab.steps import BOARD
 
+EDU = "0x10000ed"
+"""What the identification register of QEMU's edu holds (QEMU, docs/specs/edu)."""
 STAND_INS = {"gpu": 4, "nvswitch": 2, "memory-controller": 1}
 
 
@@ -75,6 +81,40 @@ def nothing_goes_back_to_a_host_driver(host: Host) -> None:
     host.sh("udevadm trigger --subsystem-match=pci --action=add && udevadm settle")
     drivers = {device["address"]: device["driver"] for device in _devices(host)}
     want(not any(drivers.values()), f"drivers are {drivers}")
+
+
+@scenario(Variant.GROUPS, Variant.SHARED)
+def registers_of_a_device_are_read_through_its_group_and_by_sysfs(host: Host) -> None:
+    host.fmctl("vfio", "bind", *BOARD)
+    switch = next(device for device in _devices(host) if device["role"] == "nvswitch")
+    want(_identified(host, switch, "vfio") == [EDU], "its group does not tell its identification register")
+    held = host.run(f"exec 9<>/dev/vfio/{switch['iommu_group']}; {_reading(switch, 'vfio')}")
+    want(held.status == registersjob.ERRNO_BASE + errno.EBUSY, f"a held group was opened: {held.status}")
+    answer = host.run(_reading(switch, "vfio", settle=[[0, 0x18000000, 0x1FF00000]]))
+    want(answer.status == registersjob.UNSETTLED and answer.out.split() == [EDU], f"{answer.status}: {answer.out}")
+    host.fmctl("vfio", "unbind", *BOARD)
+    want(_identified(host, switch, "sysfs") == [EDU], "sysfs does not tell its identification register")
+
+
+def _identified(host: Host, device: dict[str, Any], way: str) -> list[str]:
+    """What a device's first register holds, once it is what an edu's is."""
+    return host.sh(_reading(device, way)).split()
+
+
+def _reading(device: dict[str, Any], way: str, settle: list[list[int]] | None = None) -> str:
+    """The command that reads the first register of a device, as fmctl runs it."""
+    asked = {
+        "way": way,
+        "root": "",
+        "bdf": device["address"],
+        "group": str(device["iommu_group"]),
+        "settle": settle or [[0, int(EDU, 16), 0xFFFFFFFF]],
+        "offsets": [0],
+        "patience": 2,
+    }
+    python = "/usr/lib/fmctl/current/bin/python3"
+    job = f"$({python} -c 'import fmctl.host.registersjob as job; print(job.__file__)')"
+    return f"{python} -I -S {job} {shlex.quote(json.dumps(asked))}"
 
 
 @scenario(Variant.FOREIGN)
