@@ -11,6 +11,7 @@ import time
 from pathlib import Path, PurePosixPath
 
 from fmctl import local, notify, platforms, process
+from fmctl.control.clean import Cleaner, Cleaning
 from fmctl.control.closedstore import ClosedStore
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
@@ -123,12 +124,13 @@ class _Daemon:
         self._service_vm = self._keeper(hypervisor) if hypervisor else None
         self._logs = GuestLogs(self._agent)
         self._store = _store(Path(settings.state_dir.path))
+        gpus = Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=_log_step), hypervisor)
         self._controller = FabricController(
             self._agent,
             self._store,
             HostGate(host.inventory, host.check, self._service_vm),
-            Gpus(host.inventory, host.gpu_map(settings), host.vfio(tell=_log_step), hypervisor),
-            rules=LeaseRules(settings.mode, settings.unowned_partitions, settings.release_gone_after_s or None),
+            gpus,
+            rules=_rules(settings, clean=_has_gpus(host, managed=hypervisor is not None)),
             host_id=identity.machine_id(),
             wake=lambda: self._monitor.wake(),
             agent_address=str(self._agent_address),
@@ -138,6 +140,9 @@ class _Daemon:
             started=time.time(),
             simulated=simulated,
         )
+        rules = local.clean_rules(settings.clean)
+        self._cleaner = Cleaner(self._controller, gpus, host.inventory, host.tools(), rules)
+        self._cleaning = Cleaning(self._cleaner, lambda: self._monitor.wake())
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE),
@@ -151,6 +156,7 @@ class _Daemon:
         """Serve until SIGINT or SIGTERM."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._store.close)
+            self._cleaner.check_sources()
             self._controller.reconciler.meet_vms()
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
@@ -158,7 +164,7 @@ class _Daemon:
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            for part in (self._relay, self._service_vm, self._logs, self._monitor):
+            for part in (self._relay, self._service_vm, self._logs, self._cleaning, self._monitor):
                 if part is not None:
                     stack.enter_context(part)
             self._watch(stack)
@@ -180,6 +186,7 @@ class _Daemon:
         """Fabric Manager's state, and the service manager told of it; the monitor's turn."""
         self._beat()
         state, message = self._controller.refresh()
+        self._cleaning.look()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
             self._notifier.status(told)
@@ -286,3 +293,16 @@ def _platform(settings: DaemonSettings, host: Host) -> Platform | None:
         return host.inventory().platform
     except NoBoard:
         return None
+
+
+def _rules(settings: DaemonSettings, *, clean: bool) -> LeaseRules:
+    gone = settings.release_gone_after_s or None
+    return LeaseRules(settings.mode, settings.unowned_partitions, gone, clean, settings.clean.deactivate_timeout_s)
+
+
+def _has_gpus(host: Host, *, managed: bool) -> bool:
+    """Whether GPUs are this host's to clean: always where it keeps the Service VM, even if it shows none just now."""
+    try:
+        return managed or bool(host.inventory().devices)
+    except NoBoard:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,24 +18,28 @@ from typing import TYPE_CHECKING
 
 from fmctl import files, platforms, process, templates
 from fmctl.control import discovery, isolation
+from fmctl.control.clean import Tools
+from fmctl.control.sparing import SparingBus
 from fmctl.control.vfio import Vfio
-from fmctl.core import domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
+from fmctl.core import clean, domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
 from fmctl.core.book import Entry
 from fmctl.core.capacity import Capacity
 from fmctl.core.domain_xml import Rendered
+from fmctl.core.errors import InvalidDocument
 from fmctl.core.finding import Finding
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.hostprep import FileState, Preparation
 from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
 from fmctl.core.platform import Platform
-from fmctl.core.ports import ImageStore, Kernel, PciBus, VfioDevices
-from fmctl.core.settings import AbsolutePath, DaemonSettings
+from fmctl.core.ports import FirmwareReader, ImageStore, Kernel, VfioDevices
+from fmctl.core.settings import AbsolutePath, CleanSettings, DaemonSettings
 from fmctl.core.signature import Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
 from fmctl.host import capacity, keyfiles, rebuild, storefile
+from fmctl.host.firmware import RomFiles
 from fmctl.host.hostfiles import HostFiles
 from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
@@ -59,9 +64,10 @@ _QEMU_TIMEOUT = 10.0
 class Host:
     """One host's adapters, real or pretended, and the boards that it may have."""
 
-    bus: PciBus
+    bus: SparingBus
     kernel: Kernel
     devices: VfioDevices
+    firmware: FirmwareReader
     boards: Sequence[Platform]
     capacity: Callable[[], Capacity]
     """What it has for the memory of VMs; raises FmctlError."""
@@ -86,6 +92,10 @@ class Host:
     def vfio(self, *, tell: Callable[[Step], None], dry_run: bool = False) -> Vfio:
         """The drivers of its board; `tell` hears of every step."""
         return Vfio(self.bus, self.devices, lock=self.lock, tell=tell, dry_run=dry_run)
+
+    def tools(self) -> Tools:
+        """What its GPUs are cleaned with."""
+        return Tools(self.bus, self.devices, self.firmware, self.bus.sparing)
 
     def preparation(self) -> tuple[Preparation, tuple[FileState, ...]]:
         """What must be set once, and what lies in each file's place; raises FmctlError."""
@@ -132,9 +142,10 @@ class Host:
 def this_host(platform: str = "", root: Path = Path("/")) -> Host:
     """The host that this process runs on, with the named board or any; `root` has its sys, dev, proc, etc and run."""
     return Host(
-        Sysfs(root / "sys"),
+        SparingBus(Sysfs(root / "sys")),
         HostKernel(root),
         VfioFiles(root),
+        RomFiles(root),
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,
@@ -155,7 +166,8 @@ def around(simulated: SimulatedHost, board: Platform) -> Host:
     """A pretended host, put together."""
     from fmctl.sim.capacity import CAPACITY, QEMU
 
-    return Host(simulated.bus, simulated.kernel, simulated.devices, [board], lambda: CAPACITY, lambda program: QEMU)
+    bus, qemu = SparingBus(simulated.bus), lambda program: QEMU
+    return Host(bus, simulated.kernel, simulated.devices, simulated.firmware, [board], lambda: CAPACITY, qemu)
 
 
 def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:
@@ -166,6 +178,27 @@ def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:
 def image_store(settings: DaemonSettings, keys: Sequence[Path] = ()) -> FolderImages:
     """The Service VM's images on this host, which the settings' keys vouch for, or `keys` instead."""
     return FolderImages(Path(settings.image_dir.path), _trust(settings, keys))
+
+
+def clean_rules(settings: CleanSettings) -> clean.Rules:
+    """How GPUs are cleaned, with the operator's list read; raises InvalidDocument where it cannot be."""
+    path = settings.firmware_list
+    known = None if path is None else clean.firmware_list(files.read(Path(path.path)), str(path))
+    for command in (settings.memory_command, settings.firmware_command):
+        if command and shutil.which(command[0]) is None:
+            raise InvalidDocument(
+                f"{command[0]} cannot be run", why="it is no program", fix="correct the settings' clean"
+            )
+    return clean.Rules(
+        settings.memory,
+        settings.memory_command,
+        settings.memory_timeout_s,
+        settings.firmware,
+        settings.firmware_command,
+        settings.firmware_timeout_s,
+        known,
+        settings.reset_timeout_s or None,
+    )
 
 
 def backup_store(settings: DaemonSettings, target: Path) -> None:

@@ -87,7 +87,7 @@ class FabricController:
         self._last_status: AgentStatus | None = None
         self._compacted_at = -COMPACT_INTERVAL
         self.fabric = Fabric(agent, now)
-        turn = Turn(call_timeout, clock)
+        self.turn = turn = Turn(call_timeout, clock)
         self.chooser = Chooser(self.store, self.fabric, gpus)
         self.reconciler = Reconciler(
             self.store, self.fabric, gpus, turn, rules or Rules(), generation=self._generation, now=now

@@ -14,6 +14,7 @@ from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
 from fmctl.core.vfio import Holder
+from fmctl.sim.firmware import SimulatedFirmware
 from fmctl.sim.hypervisor import SimulatedHypervisor
 from fmctl.sim.kernel import SimulatedKernel
 from fmctl.sim.qemu import Guest, Hardware
@@ -31,6 +32,7 @@ class SimulatedHost:
         self.bus = SimulatedBus(platform, shared_group=shared_group)
         self.kernel = SimulatedKernel()
         self.devices = SimulatedVfio(self.bus)
+        self.firmware = SimulatedFirmware(self.bus)
         self.hypervisor = SimulatedHypervisor(guest, Hardware(self._opened, self._closed))
 
     def _opened(self, bdfs: Sequence[Bdf]) -> None:
