@@ -141,7 +141,9 @@ class _Daemon:
             simulated=simulated,
         )
         rules = local.clean_rules(settings.clean)
-        self._cleaner = Cleaner(self._controller, gpus, host.inventory, host.tools(), rules)
+        self._cleaner = Cleaner(
+            self._controller, gpus, host.inventory, host.tools(), rules, generation=self._controller.generation
+        )
         self._cleaning = Cleaning(self._cleaner, lambda: self._monitor.wake())
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
@@ -186,7 +188,8 @@ class _Daemon:
         """Fabric Manager's state, and the service manager told of it; the monitor's turn."""
         self._beat()
         state, message = self._controller.refresh()
-        self._cleaning.look()
+        if state is FabricState.READY:
+            self._cleaning.look()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
             self._notifier.status(told)

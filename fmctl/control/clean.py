@@ -78,13 +78,17 @@ class Cleaner:
         tools: Tools,
         rules: Rules,
         *,
+        generation: Callable[[], int] = lambda: 0,
         vm_exit: Callable[[int], VmExit] = lambda gpu: VmExit.UNCLEAN,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`controller` has the book, Fabric Manager and the turn; `inventory` raises NoBoard.
 
-        `vm_exit` tells how the VM that had a GPU ended, and `now` is in seconds since the epoch.
+        `generation` tells the fabric generation, and `vm_exit` how the VM that had a GPU ended; `now` is in seconds
+        since the epoch.
         """
+        self._generation = generation
+        self._met = 0
         self._store = controller.store
         self._fabric = controller.fabric
         self._turn = controller.turn
@@ -105,13 +109,16 @@ class Cleaner:
         return tuple(why for gpu, why in sorted(self._why.items()) if str(gpu) in marked)
 
     def due(self) -> tuple[int, ...]:
-        """The GPUs to be cleaned now, by physical id.
+        """The GPUs to be cleaned now, by physical id; to be asked while Fabric Manager is ready.
 
         None while Fabric Manager does not list, and none of which it may have a partition active. Raises FabricNotReady
         where a change takes long.
         """
+        if self._reconciler.is_observing:
+            return ()
+        self._meet_fresh_start()
         marked = clean.waiting(self._store.book)
-        if not marked or self._reconciler.is_observing:
+        if not marked:
             return ()
         with self._turn.within(LOOK_TIMEOUT) as budget:
             return tuple(
@@ -119,6 +126,18 @@ class Cleaner:
                 for gpu in sorted(marked)
                 if self._now() >= self._again.get(gpu, 0.0) and self._is_inactive(gpu, budget)
             )
+
+    def _meet_fresh_start(self) -> None:
+        """Mark the free GPUs once after each fresh start of Fabric Manager, on boards that need it."""
+        generation = self._generation()
+        if generation <= self._met:
+            return
+        if self._inventory().platform.reset.after_fm_first_start.value:
+            with self._turn.within(LOOK_TIMEOUT) as budget:
+                gpus = {gpu for p in self._fabric.look(budget.look()).partitions for gpu in p.gpu_ids}
+                if entries := clean.started_fresh(self._store.book, gpus, generation, self._now()):
+                    self._commit(entries)
+        self._met = generation
 
     def clean(self, gpu: int) -> None:
         """Clean a GPU that is marked, and let it be free or quarantined; never raises FmctlError."""

@@ -90,7 +90,7 @@ class FabricController:
         self.turn = turn = Turn(call_timeout, clock)
         self.chooser = Chooser(self.store, self.fabric, gpus)
         self.reconciler = Reconciler(
-            self.store, self.fabric, gpus, turn, rules or Rules(), generation=self._generation, now=now
+            self.store, self.fabric, gpus, turn, rules or Rules(), generation=self.generation, now=now
         )
         self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
         self.leases = Leases(
@@ -100,7 +100,7 @@ class FabricController:
             self.chooser,
             self.reconciler,
             self.admission,
-            generation=self._generation,
+            generation=self.generation,
             now=now,
             new_id=new_id,
             wake=wake,
@@ -258,7 +258,8 @@ class FabricController:
         """What the agent last said of itself."""
         return self._last_status
 
-    def _generation(self) -> int:
+    def generation(self) -> int:
+        """The fabric generation, as it was last seen."""
         return self._gate.status().fabric_generation
 
     def _refuse_new_work(self) -> None:

@@ -34,7 +34,7 @@ class MarkKind(str, Enum):
     OBSERVED = "observed"
     """Of the host: nothing is changed on it until `fmctl reconcile --accept`."""
     MET = "met"
-    """Of the host: it was looked at before anything was changed on it."""
+    """Of the host: it was looked at before anything was changed on it. Of the fabric: which generation was met."""
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,19 @@ def marked(gpus: Iterable[int], reason: str, now: float, *, actor: str = ACTOR) 
     return tuple(of_mark(Kind.GPU, str(gpu), mark, actor=actor) for gpu in sorted(gpus))
 
 
+def started_fresh(book: Book, gpus: Iterable[int], generation: int, now: float) -> tuple[Entry, ...]:
+    """Free GPUs are to be cleaned after Fabric Manager was started fresh: what they know of the fabric is stale.
+
+    Done once for each fabric generation, which a mark of the fabric notes as its reason.
+    """
+    noted = book.marks.get((Kind.FABRIC, "", MarkKind.MET))
+    if noted is not None and int(noted.reason) >= generation:
+        return ()
+    left = {int(subject) for subject in book.marked(Kind.GPU, MarkKind.QUARANTINED)} | set(book.held)
+    met = of_mark(Kind.FABRIC, "", Mark(MarkKind.MET, str(generation), now), actor=ACTOR)
+    return (*marked(set(gpus) - left, "Fabric Manager was started fresh", now), met)
+
+
 def cleaned(gpu: int, found: Found) -> tuple[Entry, ...]:
     """The GPU is free, and what was found of it."""
     return (of_unmark(Kind.GPU, str(gpu), MarkKind.CLEANING, actor=ACTOR, detail="; ".join(found.notes)),)

@@ -307,7 +307,10 @@ class World:
 
     def _cleaner(self) -> Cleaner:
         tools = Tools(self.bus, self.host.devices, self.host.firmware, self.bus.sparing, self._run_command)
-        return Cleaner(self.controller, self.gpus, self._board, tools, self.cleans, now=self.clock)
+        generation = self.controller.generation if self.rules.clean else lambda: 0
+        return Cleaner(
+            self.controller, self.gpus, self._board, tools, self.cleans, generation=generation, now=self.clock
+        )
 
     def _run_command(self, argv: Sequence[str], timeout: float) -> tuple[int, bytes] | None:
         """What `command` answers for an operator's command: None for one that is too slow."""

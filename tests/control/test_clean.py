@@ -47,6 +47,8 @@ BY_COMMAND = Rules(firmware=Firmware.ENFORCE, firmware_list=LISTED, firmware_com
 def ended(rules: Rules | None = None, board: str = "hgx-h100-8") -> tuple[World, Lease]:
     """A host on which a lease of two GPUs, whose VM is gone, has just ended."""
     world = World(board, cleans=rules or Rules())
+    world.clean()
+    world.host.devices.reset_by.clear()
     lease = world.allocate("a", "r", count=2)
     world.start_vm("vm", lease.gpus)
     world.reconcile()
@@ -141,6 +143,35 @@ def test_a_host_whose_gpus_are_elsewhere_cleans_none() -> None:
     lease = world.allocate("a", "r", count=2)
     assert world.release(lease.id, wait=True).state is LeaseState.RELEASED
     assert cleaning(world) == set()
+
+
+def test_free_gpus_are_cleaned_after_each_fresh_start_of_fabric_manager_on_nvlink_5_alone() -> None:
+    world = World("hgx-b200-8", cleans=Rules())
+    lease = world.allocate("a", "r", count=4)
+    free = {gpu for gpu in world.address if gpu not in lease.gpus}
+    world.store.commit(clean.stuck(world.store.book, (8,), "it smokes", 1.0), at=1.0)
+    free -= {8}
+    for starts in (1, 2):
+        assert set(world.clean()) == free
+        for _ in range(2):
+            assert world.clean() == ()
+            world.restart_daemon()
+            world.reconcile()
+        assert {resets_of(world, gpu) for gpu in free} == {starts}
+        assert {resets_of(world, gpu) for gpu in world.address if gpu not in free} == {0}
+        world.start_fresh()
+        world.reconcile()
+    other = World("hgx-h100-8", cleans=Rules())
+    assert other.clean() == ()
+
+
+def test_a_fresh_start_is_met_only_once_fabric_manager_lists() -> None:
+    world = World("hgx-b200-8", cleans=Rules())
+    world.line.cut = 1
+    with pytest.raises(AgentUnreachable):
+        world.cleaner.due()
+    assert cleaning(world) == set()
+    assert len(world.cleaner.due()) == 8
 
 
 # Waiting for it.
