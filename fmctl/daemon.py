@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from fmctl import local, notify, platforms, process
 from fmctl.control.breakglass import Records
+from fmctl.control.clean import Cleaner, Cleaning
 from fmctl.control.closedstore import ClosedStore
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
@@ -144,14 +145,15 @@ class _Daemon:
         self._watched = WatchedStore(self._store)
         self._maps = self._gpu_maps()
         self._keeper_of_maps = MapKeeper(self._maps, interval=settings.poll_interval_s)
+        gpus = Gpus(host.inventory, self._maps.known, host.vfio(tell=_log_step), hypervisor)
         self._controller = FabricController(
             self._agent,
             self._watched,
             HostGate(host.inventory, host.check, self._service_vm, lambda: self._starts.current if self._starts else 0),
-            Gpus(host.inventory, self._maps.known, host.vfio(tell=_log_step), hypervisor),
+            gpus,
             require_map=self._maps.require,
             turn=self._turn,
-            rules=LeaseRules(settings.mode, settings.unowned_partitions, settings.release_gone_after_s or None),
+            rules=_rules(settings, clean=_has_gpus(host, managed=managed)),
             policy=settings.policy,
             host_id=identity.machine_id(),
             wake=lambda: self._monitor.wake(),
@@ -163,6 +165,11 @@ class _Daemon:
             simulated=simulated,
         )
         self._records = Records(self._controller.store)
+        rules = local.clean_rules(settings.clean)
+        self._cleaner = Cleaner(
+            self._controller, gpus, host.inventory, host.tools(), rules, generation=self._controller.generation
+        )
+        self._cleaning = Cleaning(self._cleaner, lambda: self._monitor.wake())
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             DAEMON_SERVICES,
@@ -181,6 +188,7 @@ class _Daemon:
         """Serve until SIGINT or SIGTERM."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._store.close)
+            self._cleaner.check_sources()
             self._controller.reconciler.meet_vms()
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
@@ -188,7 +196,8 @@ class _Daemon:
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            for part in (self._relay, self._service_vm, self._logs, self._monitor, self._keeper_of_maps):
+            parts = (self._relay, self._service_vm, self._logs, self._cleaning, self._monitor, self._keeper_of_maps)
+            for part in parts:
                 if part is not None:
                     stack.enter_context(part)
             self._watch(stack)
@@ -213,6 +222,8 @@ class _Daemon:
             self._starts.look()
         self._records.flush()
         state, message = self._controller.refresh()
+        if state is FabricState.READY:
+            self._cleaning.look()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
             self._notifier.status(told)
@@ -359,3 +370,16 @@ def _platform(settings: DaemonSettings, host: Host) -> Platform | None:
         return host.inventory().platform
     except NoBoard:
         return None
+
+
+def _rules(settings: DaemonSettings, *, clean: bool) -> LeaseRules:
+    gone = settings.release_gone_after_s or None
+    return LeaseRules(settings.mode, settings.unowned_partitions, gone, clean, settings.clean.deactivate_timeout_s)
+
+
+def _has_gpus(host: Host, *, managed: bool) -> bool:
+    """Whether GPUs are this host's to clean: always where it keeps the Service VM, even if it shows none just now."""
+    try:
+        return managed or bool(host.inventory().devices)
+    except NoBoard:
+        return False

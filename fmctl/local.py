@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,15 +19,17 @@ from typing import TYPE_CHECKING
 
 from fmctl import files, platforms, process, templates
 from fmctl.control import discovery, isolation
+from fmctl.control.clean import Tools
 from fmctl.control.discovery import NoBoard
 from fmctl.control.gpus import Gpus
 from fmctl.control.mapreader import AdminTools
+from fmctl.control.sparing import SparingBus
 from fmctl.control.vfio import Vfio
-from fmctl.core import domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
+from fmctl.core import clean, domain_xml, gpumap, hostprep, signature, tenantcheck, tenantvm
 from fmctl.core.book import Entry
 from fmctl.core.capacity import Capacity
 from fmctl.core.domain_xml import Rendered
-from fmctl.core.errors import AgentUnreachable, VmRunning
+from fmctl.core.errors import AgentUnreachable, InvalidDocument, VmRunning
 from fmctl.core.finding import Finding
 from fmctl.core.fingerprint import Machine
 from fmctl.core.gpumap import GpuMap
@@ -35,13 +38,14 @@ from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
-from fmctl.core.ports import ImageStore, Kernel, PciBus, Registers, VfioDevices
-from fmctl.core.settings import AbsolutePath, DaemonSettings
+from fmctl.core.ports import FirmwareReader, ImageStore, Kernel, Registers, VfioDevices
+from fmctl.core.settings import AbsolutePath, CleanSettings, DaemonSettings
 from fmctl.core.signature import Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
 from fmctl.host import capacity, keyfiles, machine, rebuild, storefile
+from fmctl.host.firmware import RomFiles
 from fmctl.host.hostfiles import HostFiles
 from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
@@ -75,9 +79,10 @@ _LIBVIRT_TIMEOUT = 3.0
 class Host:
     """One host's adapters, real or pretended, and the boards that it may have."""
 
-    bus: PciBus
+    bus: SparingBus
     kernel: Kernel
     devices: VfioDevices
+    firmware: FirmwareReader
     boards: Sequence[Platform]
     capacity: Callable[[], Capacity]
     """What it has for the memory of VMs; raises FmctlError."""
@@ -90,7 +95,7 @@ class Host:
     machine: Callable[[], Machine] = Machine
     written_map: Callable[[], str] = str
     """What a person wrote of a pretended host's GPU map."""
-    tools: AdminTools | None = None
+    pretended_tools: AdminTools | None = None
     """A pretended host's gpu-admin-tools."""
 
     def inventory(self) -> Inventory:
@@ -108,6 +113,10 @@ class Host:
     def vfio(self, *, tell: Callable[[Step], None], dry_run: bool = False) -> Vfio:
         """The drivers of its board; `tell` hears of every step."""
         return Vfio(self.bus, self.devices, lock=self.lock, tell=tell, dry_run=dry_run)
+
+    def tools(self) -> Tools:
+        """What its GPUs are cleaned with."""
+        return Tools(self.bus, self.devices, self.firmware, self.bus.sparing)
 
     def preparation(self) -> tuple[Preparation, tuple[FileState, ...]]:
         """What must be set once, and what lies in each file's place; raises FmctlError."""
@@ -146,8 +155,8 @@ class Host:
     def admin_tools(self, settings: DaemonSettings) -> AdminTools | None:
         """What asks NVIDIA's gpu-admin-tools, where they are set; raises CommandFailed when it is called."""
         command = settings.gpu_admin_tools
-        if self.tools is not None or not command:
-            return self.tools
+        if self.pretended_tools is not None or not command:
+            return self.pretended_tools
         return lambda bdf: process.run(
             [*_BOTH_OUTPUTS, *command, "--devices", str(bdf), "--query-module-name"], timeout=ADMIN_TOOLS_TIMEOUT
         )
@@ -162,9 +171,10 @@ class Host:
 def this_host(platform: str = "", root: Path = Path("/")) -> Host:
     """The host that this process runs on, with the named board or any; `root` has its sys, dev, proc, etc and run."""
     return Host(
-        Sysfs(root / "sys"),
+        SparingBus(Sysfs(root / "sys")),
         HostKernel(root),
         VfioFiles(root),
+        RomFiles(root),
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,
@@ -188,16 +198,17 @@ def around(simulated: SimulatedHost, board: Platform) -> Host:
     from fmctl.sim.capacity import CAPACITY, QEMU
 
     return Host(
-        simulated.bus,
+        SparingBus(simulated.bus),
         simulated.kernel,
         simulated.devices,
+        simulated.firmware,
         [board],
         lambda: CAPACITY,
         lambda program: QEMU,
         registers=simulated.registers,
         machine=lambda: simulated.machine,
         written_map=simulated.written_map,
-        tools=simulated.admin_tools,
+        pretended_tools=simulated.admin_tools,
     )
 
 
@@ -252,6 +263,27 @@ def verify_service_vm(settings: DaemonSettings, cid: int) -> None:
             why="the Service VM does not run" if own is None else f"the Service VM has the context id {own.cid}",
             fix="give the Service VM's, as service_vm in fmctld.yaml has it",
         )
+
+
+def clean_rules(settings: CleanSettings) -> clean.Rules:
+    """How GPUs are cleaned, with the operator's list read; raises InvalidDocument where it cannot be."""
+    path = settings.firmware_list
+    known = None if path is None else clean.firmware_list(files.read(Path(path.path)), str(path))
+    for command in (settings.memory_command, settings.firmware_command):
+        if command and shutil.which(command[0]) is None:
+            raise InvalidDocument(
+                f"{command[0]} cannot be run", why="it is no program", fix="correct the settings' clean"
+            )
+    return clean.Rules(
+        settings.memory,
+        settings.memory_command,
+        settings.memory_timeout_s,
+        settings.firmware,
+        settings.firmware_command,
+        settings.firmware_timeout_s,
+        known,
+        settings.reset_timeout_s or None,
+    )
 
 
 def backup_store(settings: DaemonSettings, target: Path) -> None:

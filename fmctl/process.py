@@ -151,9 +151,9 @@ def attempt(argv: Sequence[str], *, timeout: float) -> tuple[int, bytes] | None:
 
 
 def _abandon(popen: subprocess.Popen[bytes]) -> None:
-    """Kill the child if it still runs, and leave it to a thread to reap it whenever the kernel lets it go."""
+    """Kill the child, if it still runs, with what it started; a thread reaps it whenever the kernel lets it go."""
     if popen.poll() is None:
-        popen.kill()
+        os.killpg(popen.pid, signal.SIGKILL)
         threading.Thread(target=popen.wait, name="abandoned child", daemon=True).start()
     if popen.stdout:
         popen.stdout.close()

@@ -68,6 +68,13 @@ def test_an_attempt_past_its_deadline_is_killed_and_reaped_later(tmp_path: Path)
     eventually(lambda: not Path(f"/proc/{started.read_text()}").exists())
 
 
+def test_what_an_attempt_started_is_killed_with_it(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    script = f"/bin/sleep 60 & echo $! >{started}; wait"
+    assert process.attempt(["/bin/sh", "-c", script], timeout=0.5) is None
+    eventually(lambda: not Path(f"/proc/{started.read_text().strip()}").exists())
+
+
 def test_a_child_that_cannot_start_says_why() -> None:
     with pytest.raises(CommandFailed, match="cannot be started: No such file"):
         Child(["/no/such/program"])

@@ -94,21 +94,21 @@ class FabricController:
         self._last_status: AgentStatus | None = None
         self._compacted_at = -COMPACT_INTERVAL
         self.fabric = Fabric(agent, now, require_map)
-        self._turn = turn or Turn(call_timeout, clock)
+        self.turn = turn or Turn(call_timeout, clock)
         self.policy = policy or Policy()
         self.chooser = Chooser(self.store, self.fabric, gpus, self.policy)
         self.reconciler = Reconciler(
             self.store,
             self.fabric,
             gpus,
-            self._turn,
+            self.turn,
             rules or Rules(),
-            generation=self._generation,
+            generation=self.generation,
             now=now,
             beside=lambda seen: self.layouts.plan(seen),
         )
         self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
-        self.marks = Marks(self.store, self.fabric, gpus, self.chooser, self._turn, now=now)
+        self.marks = Marks(self.store, self.fabric, gpus, self.chooser, self.turn, now=now)
         self._new_id = new_id
         self._wake = wake
 
@@ -118,11 +118,11 @@ class FabricController:
         return Leases(
             self.store,
             self.fabric,
-            self._turn,
+            self.turn,
             self.chooser,
             self.reconciler,
             self.admission,
-            generation=self._generation,
+            generation=self.generation,
             now=self._now,
             new_id=self._new_id,
             wake=self._wake,
@@ -134,7 +134,7 @@ class FabricController:
         return Layouts(
             self.store,
             self.fabric,
-            self._turn,
+            self.turn,
             self.reconciler,
             self.admission,
             self.policy,
@@ -296,7 +296,8 @@ class FabricController:
         """What the agent last said of itself."""
         return self._last_status
 
-    def _generation(self) -> int:
+    def generation(self) -> int:
+        """The fabric generation, as it was last seen."""
         return self._gate.status().fabric_generation
 
     def _refuse_new_work(self) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fmctl.control.admission import Admission
 from fmctl.control.bringup import BringUp
@@ -20,7 +20,7 @@ from fmctl.control.fabric import Budget, Fabric, Turn
 from fmctl.control.newleases import NewLeases
 from fmctl.control.reconciler import Reconciler
 from fmctl.control.watch import WatchedStore
-from fmctl.core import layouts, outcome
+from fmctl.core import clean, layouts, outcome
 from fmctl.core import owner as owners
 from fmctl.core.allocate import Grant
 from fmctl.core.errors import (
@@ -36,6 +36,10 @@ from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.request import MAX_LIFETIME, Request, labels_problem, vm_problem
 
 log = logging.getLogger(__name__)
+
+
+PATIENCE = 10.0
+"""Seconds that a deactivation waits for its GPUs to be clean; what takes longer is not its caller's concern."""
 
 
 class Leases:
@@ -115,9 +119,22 @@ class Leases:
         """Begin to end a lease, for good once this returns; with `wait`, once its GPUs are free.
 
         One that ends or is over is answered as it is. With `owner` it must be that owner's. Raises NoSuchLease,
-        PartitionHeld, VmRunning, and FabricNotReady where its GPUs are not free in time.
+        PartitionHeld, VmRunning, and FabricNotReady where its GPUs are neither free nor quarantined in time.
         """
         deadline = time.monotonic() + timeout
+        lease = self._ended(lease_id, actor, timeout, owner, wait=wait)
+        if wait:
+            lease = self._over(lease, deadline)
+        if wait and (dirty := self._dirty(lease.held, lease.ended or 0.0, deadline)):
+            raise FabricNotReady(
+                f"GPU {','.join(map(str, dirty))} of lease {lease.id} is not free yet",
+                why="the lease is over, and the GPU is being cleaned",
+                fix="see `fmctl reconcile --dry-run` for what is in the way",
+            )
+        return lease if wait else self._store.lease(lease_id)
+
+    def _ended(self, lease_id: str, actor: str, timeout: float, owner: str, *, wait: bool) -> Lease:
+        """The lease, whose end is begun, and with `wait` is gone on with as far as it can be now."""
         with self._turn.within(timeout) as budget:
             lease = self._of(lease_id, owner)
             if lease.state.over:
@@ -134,7 +151,7 @@ class Leases:
                 self._reconciler.advance(lease_id, budget)
             if not wait or layouts.applied(self._store.book):
                 self._wake()
-        return self._over(lease, deadline) if wait else self._store.lease(lease_id)
+        return lease
 
     def update(
         self,
@@ -218,14 +235,15 @@ class Leases:
         """End the lease that holds a partition; whether it was inactive before.
 
         One that is active for nobody known is deactivated for anybody, and another owner's with `force`, yet never
-        under a running VM. Raises as `release` does.
+        under a running VM. GPUs that are not clean by then are cleaned later. Raises as `release` does.
         """
         owners.check(owner)
+        deadline = time.monotonic() + timeout
         with self._turn.within(timeout) as budget:
             partition = self._chooser.named(partition_id, (), budget)
             lease = self._store.book.holder(partition_id)
-            if lease is None:
-                return self._deactivate_stray(partition.id, budget, actor=owner)
+            already = lease is None and self._deactivate_stray(partition.id, budget, actor=owner)
+        if lease is not None:
             if lease.owner != owner and not force:
                 raise outcome.held(partition, lease.owner)
             if len(lease.partitions) > 1:
@@ -235,8 +253,9 @@ class Leases:
                     fix=f"end the whole lease: fmctl release {lease.id}",
                     partition_id=partition_id,
                 )
-        self.release(lease.id, actor=owner, timeout=timeout, wait=True)
-        return False
+            self._over(self._ended(lease.id, owner, timeout, "", wait=True), deadline)
+        self._dirty(partition.gpu_ids, self._now(), min(deadline, time.monotonic() + PATIENCE))
+        return already
 
     def _deactivate_stray(self, partition_id: int, budget: Budget, *, actor: str) -> bool:
         listed = self._fabric.look(budget.look())
@@ -311,6 +330,16 @@ class Leases:
                 )
             self._wake()
             self._store.wait_after(self._store.book.revision, min(left, 1.0))
+
+    def _dirty(self, gpus: Collection[int], ended: float, deadline: float) -> tuple[int, ...]:
+        """Those GPUs that were to be cleaned at that time, and still are at the deadline, until which it waits."""
+        while dirty := clean.being_cleaned(book := self._store.book, gpus, ended):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return dirty
+            self._wake()
+            self._store.wait_after(book.revision, min(left, 1.0))
+        return ()
 
 
 def _is_left(lease: Lease) -> bool:

@@ -10,17 +10,17 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Budget, Fabric, Turn
 from fmctl.control.gpus import Gpus
-from fmctl.core import adopt, plan
+from fmctl.core import adopt, clean, plan
 from fmctl.core import owner as owners
 from fmctl.core.adopt import Adoption
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_lease, of_mark
-from fmctl.core.errors import ActivationFailed, FabricNotReady, FmctlError, VmRunning
+from fmctl.core.errors import ActivationFailed, FabricNotReady, FmctlError, OutcomeUnknown, VmRunning
 from fmctl.core.fmcode import FmCode
 from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.partition import PartitionList
@@ -50,6 +50,7 @@ class _Failure:
     text: str
     count: int
     again: float
+    since: float
 
 
 class Reconciler:
@@ -84,6 +85,8 @@ class Reconciler:
         self._is_met = False
         self._failures: dict[Activate | Deactivate, _Failure] = {}
         self._drift: tuple[str, ...] = ()
+        self.delayed: Callable[[], Iterable[str]] = tuple
+        """What else waits, and why: the GPUs that `control.clean` cannot clean now."""
         fabric.unsettle(plan.unfinished(store.book))
 
     @property
@@ -137,7 +140,7 @@ class Reconciler:
         """What would be done now, with why a step that failed waits; raises what a list does."""
         vms = self._gpus.vms()
         found = self._plan(self._observed(self._fabric.peek(timeout), vms))
-        return replace(found, drift=(*found.drift, *self._waiting(found)))
+        return replace(found, drift=(*found.drift, *self._waiting(found), *self.delayed()))
 
     def reconcile(self) -> None:
         """Take steps until none is left that can be taken now; a failed step waits.
@@ -257,10 +260,24 @@ class Reconciler:
             self._take(step, budget)
             self._failures.pop(step, None)
         except FmctlError as error:
-            count = self._failures[step].count + 1 if step in self._failures else 1
+            before = self._failures.get(step)
+            count, since = (before.count + 1, before.since) if before else (1, self._now())
             pause = min(MAX_BACK_OFF, BACK_OFF * 2 ** (count - 1))
-            self._failures[step] = _Failure(str(error), count, self._now() + pause)
+            self._failures[step] = _Failure(str(error), count, self._now() + pause, since)
             log.error("%s; tried again in %g s", error, pause)
+            if isinstance(step, Deactivate) and (error.fm_code is not None or isinstance(error, OutcomeUnknown)):
+                self._give_up(step, str(error), self._now() - since)
+
+    def _give_up(self, step: Deactivate, why: str, refused_for: float) -> None:
+        """Quarantine the GPUs of a partition that Fabric Manager lists, and has not deactivated for too long.
+
+        Its lease goes on ending, since the partition is active still; once it is over the GPUs stay quarantined.
+        """
+        seen = self._fabric.seen
+        if self._rules.clean and refused_for >= self._rules.refused_for and seen is not None:
+            gpus = seen.get(step.partition_id).gpu_ids
+            if stuck := clean.stuck(self._store.book, gpus, why, self._now()):
+                self._commit(*stuck)
 
     def _take(self, step: Step, budget: Budget) -> None:
         if isinstance(step, Write):
@@ -294,12 +311,17 @@ class Reconciler:
             self.deactivate_stray(step.partition_id, budget, actor=ACTOR)
 
     def deactivate_stray(self, partition_id: int, budget: Budget, *, actor: str) -> bool:
-        """Deactivate what no lease holds, and record it; whether it was inactive before. With the turn."""
+        """Deactivate what no lease holds, and record it; whether it was inactive before. With the turn.
 
-        def record(what: str) -> None:
-            self._commit(Entry(Kind.PARTITION, str(partition_id), what, actor, "no lease holds it"))
+        Somebody may have used its GPUs, so they are to be cleaned, and marked so before anything is asked for.
+        """
+        dirty = self._fabric.known(budget.look()).get(partition_id).gpu_ids if self._rules.clean else ()
 
-        record("to be deactivated")
+        def record(what: str, *marks: Entry) -> None:
+            self._commit(Entry(Kind.PARTITION, str(partition_id), what, actor, "no lease holds it"), *marks)
+
+        why = f"partition {partition_id} was active, and no lease held it"
+        record("to be deactivated", *clean.marked(dirty, why, self._now()))
         already = self._fabric.deactivate(partition_id, budget)
         record("deactivated")
         return already

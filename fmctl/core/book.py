@@ -35,7 +35,7 @@ class MarkKind(str, Enum):
     OBSERVED = "observed"
     """Of the host: nothing is changed on it until `fmctl reconcile --accept`."""
     MET = "met"
-    """Of the host: it was looked at before anything was changed on it."""
+    """Of the host: it was looked at before anything was changed on it. Of the fabric: which generation was met."""
     BREAK_GLASS = "break glass"
     """Of a partition: the newest record of a change past the daemon that this book has; it sets nothing aside."""
     LAYOUT = "layout"

@@ -11,12 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fmctl.core import clean
 from fmctl.core.book import Book, Entry, of_lease
 from fmctl.core.lease import Ending, Lease, LeaseState
 from fmctl.core.partition import Partition, PartitionList
 from fmctl.core.rules import Rules, Unowned
 
-ACTOR = "fmctl"
+ACTOR = clean.ACTOR
 """Who is named in the journal for what nobody asked for."""
 LATE = 75.0
 """Seconds after which a call that was given up cannot come to anything: libnvfm itself gives up after 70 s."""
@@ -114,7 +115,7 @@ _ORDER = (Write, Deactivate, Activate)
 
 def _lease(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
     if lease.state is LeaseState.RELEASING:
-        yield from _release(lease, seen)
+        yield from _release(lease, seen, rules)
     elif lease.state is LeaseState.ACTIVE:
         yield from _keep(lease, seen, rules)
     elif lease.unattended:
@@ -248,7 +249,7 @@ def _vm_gone(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]
         yield f"lease {lease.id} of {lease.owner} is kept, and its VM is gone"
 
 
-def _release(lease: Lease, seen: Observed) -> Iterator[Step | str]:
+def _release(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
     if seen.listed is None:
         return
     active = [p for p in _partitions(lease, seen.listed) if p.active]
@@ -264,13 +265,20 @@ def _release(lease: Lease, seen: Observed) -> Iterator[Step | str]:
     elif seen.now < _settles(lease, seen):
         yield f"lease {lease.id}: a call to Fabric Manager that was given up may take effect yet"
     else:
-        yield _ended(lease, seen.now)
+        yield _ended(lease, seen.now, rules)
 
 
-def _ended(lease: Lease, now: float) -> Write:
+def _ended(lease: Lease, now: float, rules: Rules) -> Write:
+    """The lease is over, and in the same commit its GPUs are to be cleaned; not those of one that was never ACTIVE."""
     state = LeaseState.RELEASED if lease.ending is Ending.RELEASED else LeaseState.FAILED
-    over = replace(lease, state=state, ended=now)
-    return Write((of_lease(over, lease.ending.value, actor=ACTOR, forget=lease.ending is Ending.UNDONE),))
+    over = of_lease(
+        replace(lease, state=state, ended=now),
+        lease.ending.value,
+        actor=ACTOR,
+        forget=lease.ending is Ending.UNDONE,
+    )
+    used = rules.clean and lease.ending is Ending.RELEASED
+    return Write((over, *(clean.marked(lease.held, f"lease {lease.id} of {lease.owner} ended", now) if used else ())))
 
 
 def _unowned(book: Book, seen: Observed, rules: Rules) -> Iterator[Step | str]:

@@ -208,8 +208,11 @@ class VfioDevices(Protocol):
     def stop_bus_master(self, bdf: Bdf, *, timeout: float) -> None:
         """Forbid the function to read or write memory by itself; one that reads as all ones is left alone."""
 
-    def reset(self, bdf: Bdf, *, timeout: float) -> None:
-        """Reset the function by the first of its reset methods, also while it is in use."""
+    def reset(self, bdf: Bdf, *, method: str = "", timeout: float) -> None:
+        """Reset the function by that method, or else by the first that the kernel has for it; also while it is in use.
+
+        The kernel goes back to its own order of methods afterwards, since vfio-pci resets by it, too.
+        """
 
     def holders(self, group: int) -> tuple[Holder, ...] | None:
         """The processes that have the group open; None if nobody has, and empty if somebody has who cannot be seen.
@@ -227,6 +230,16 @@ class Registers(Protocol):
 
         A GPU that vfio-pci has is reset by this, and nobody else can open it meanwhile; one without a driver is read
         as it is. Raises Unreadable, and VmRunning where somebody has its group open.
+        """
+
+
+class FirmwareReader(Protocol):
+    """What a PCI function can show of its firmware."""
+
+    def rom(self, bdf: Bdf, *, timeout: float) -> bytes:
+        """Its expansion ROM; empty where it has none, or none that the kernel can read.
+
+        Nobody may have the function in use. Raises WriteOverdue where the kernel does not answer in time.
         """
 
 

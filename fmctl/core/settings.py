@@ -16,7 +16,7 @@ from typing import Any
 from fmctl.core import schema
 from fmctl.core.address import Address
 from fmctl.core.policy import Policy
-from fmctl.core.rules import Mode, Unowned
+from fmctl.core.rules import Firmware, Memory, Mode, Unowned
 from fmctl.core.schema import setting
 
 
@@ -265,6 +265,46 @@ class AgentSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class CleanSettings:
+    """What is done to a GPU between two tenants. A command's last arguments are the GPU's PCI address and device id."""
+
+    reset_timeout_s: float = setting(
+        0.0, doc="seconds that a reset may take; 0 for what the platform says", low=0, high=3600
+    )
+    memory: Memory = setting(
+        Memory.RESET_ONLY,
+        doc="how its memory is made sure of: reset-only (which is recorded as unproven), or command",
+    )
+    memory_command: tuple[str, ...] = setting((), doc="for memory: command; ends with 0 where the memory is clean")
+    memory_timeout_s: float = setting(600.0, doc="seconds that it may take", low=1, high=86400)
+    firmware: Firmware = setting(
+        Firmware.RECORD,
+        doc="evidence of its firmware: off, record, or enforce, which quarantines a GPU without it or not on the list",
+    )
+    firmware_command: tuple[str, ...] = setting(
+        (), doc="prints the SHA-256 of the firmware; without one the PCI ROM is read, which many devices lack"
+    )
+    firmware_timeout_s: float = setting(60.0, doc="seconds that it may take", low=1, high=3600)
+    firmware_list: AbsolutePath | None = setting(
+        None, doc="a YAML file with the firmware that is allowed, such as '10de:2330': [SHA-256, ...]"
+    )
+    deactivate_timeout_s: float = setting(
+        600.0,
+        doc="seconds for which Fabric Manager may refuse to deactivate a lease's partition, before its GPUs are"
+        " quarantined",
+        low=1,
+        high=86400,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what would quarantine every GPU."""
+        if (self.memory is Memory.COMMAND) != bool(self.memory_command):
+            raise ValueError("memory: command and memory_command go together")
+        if self.firmware is Firmware.ENFORCE and self.firmware_list is None:
+            raise ValueError("firmware: enforce needs firmware_list")
+
+
+@dataclasses.dataclass(frozen=True)
 class DaemonSettings:
     """The daemon on the host (fmctld.yaml)."""
 
@@ -284,6 +324,7 @@ class DaemonSettings:
         Restart.WHEN_IDLE,
         doc="when a live Service VM that cannot be reached is restarted: when-idle (no VM holds two GPUs) or always",
     )
+    clean: CleanSettings = setting(CleanSettings(), doc="what is done to a GPU between two tenants")
     tenant_vm: TenantVmSettings = setting(TenantVmSettings(), doc="what `fmctl tenant-vm` makes tenant VMs of")
     libvirt_uri: str | None = setting(
         None,

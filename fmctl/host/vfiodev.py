@@ -2,8 +2,8 @@
 """Drivers of PCI functions through sysfs, and who holds an IOMMU group: the port `VfioDevices`.
 
 A write to sysfs, or a read that the kernel answers under the same lock, can hang in the kernel for as long as a driver
-likes. So each runs in a process of its own, `host.sysfsjob`, that is abandoned past its deadline. Attributes are those
-of the kernel's Documentation/ABI/testing/sysfs-bus-pci. `sim.vfiodev` is the other side.
+likes. So each goes through `host.sysfsaccess`, which gives up past a deadline. Attributes are those of the kernel's
+Documentation/ABI/testing/sysfs-bus-pci. `sim.vfiodev` is the other side.
 """
 
 from __future__ import annotations
@@ -11,23 +11,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fmctl import process
 from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 from fmctl.core.vfio import BUS_MASTER, COMMAND, Exposure, Holder, WriteFailed, WriteOverdue, masters_bus
-from fmctl.host import sysfsjob
+from fmctl.host import sysfsaccess
 from fmctl.host.attributes import names, text
 
-_JOB = (sys.executable, "-I", "-S", sysfsjob.__file__)
 _NO_NODE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
-_FIXES = {
-    errno.EACCES: "run as root",
-    errno.EPERM: "see /sys/kernel/security/lockdown: a kernel that is locked down lets nobody write there",
-}
 
 
 class VfioFiles:
@@ -69,9 +62,19 @@ class VfioFiles:
             command = int.from_bytes(config[COMMAND : COMMAND + 2], "little") & ~BUS_MASTER
             self._put(self._device(bdf) / "config", COMMAND, command.to_bytes(2, "little"), timeout=timeout)
 
-    def reset(self, bdf: Bdf, *, timeout: float) -> None:
-        """Reset the function by the first of its reset methods."""
-        self._write(self._device(bdf) / "reset", "1", timeout=timeout)
+    def reset(self, bdf: Bdf, *, method: str = "", timeout: float) -> None:
+        """Reset the function by that method, or else by the first of its reset methods."""
+        device = self._device(bdf)
+        if not method:
+            self._write(device / "reset", "1", timeout=timeout)
+            return
+        self._write(device / "reset_method", method, timeout=timeout)
+        try:
+            self._write(device / "reset", "1", timeout=timeout)
+        except WriteFailed:
+            self._write(device / "reset_method", "default", timeout=timeout)
+            raise
+        self._write(device / "reset_method", "default", timeout=timeout)
 
     def holders(self, group: int) -> tuple[Holder, ...] | None:
         """The processes that have the group open; None if nobody has, and empty if somebody has who cannot be seen.
@@ -117,28 +120,15 @@ class VfioFiles:
     def _read(self, bdf: Bdf, *attributes: str, timeout: float) -> list[bytes]:
         """The first bytes of each attribute; raises as a write does."""
         paths = [str(self._device(bdf) / attribute) for attribute in attributes]
-        return [bytes.fromhex(line) for line in _run(paths[0], "read", *paths, timeout=timeout).decode().splitlines()]
+        lines = sysfsaccess.run(paths[0], "read", *paths, timeout=timeout).decode().splitlines()
+        return [bytes.fromhex(line) for line in lines]
 
     def _write(self, path: Path, line: str, *, timeout: float) -> None:
         """Write a line; an empty one clears an attribute, where a write of nothing would not be made."""
         self._put(path, 0, f"{line}\n".encode(), timeout=timeout)
 
     def _put(self, path: Path, offset: int, content: bytes, *, timeout: float) -> None:
-        _run(str(path), "write", str(path), str(offset), content.hex(), timeout=timeout)
-
-
-def _run(path: str, *arguments: str, timeout: float) -> bytes:
-    """Run the job, and return its output; raises WriteFailed or WriteOverdue, which name the path."""
-    done = process.attempt([*_JOB, *arguments], timeout=timeout)
-    if done is None:
-        raise WriteOverdue(f"the kernel does not return from {path}")
-    status, output = done
-    if status == 0:
-        return output
-    if status < sysfsjob.ERRNO_BASE:
-        raise WriteFailed(f"{path} was not reached", why=f"the process for it ended with status {status}")
-    number = status - sysfsjob.ERRNO_BASE
-    raise WriteFailed(f"the kernel refused {path}", why=os.strerror(number), fix=_FIXES.get(number, ""))
+        sysfsaccess.run(str(path), "write", str(path), str(offset), content.hex(), timeout=timeout)
 
 
 def _links(folder: Path) -> set[Path]:

@@ -17,6 +17,7 @@ from fmctl.core.fingerprint import Machine
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
 from fmctl.core.vfio import Holder
+from fmctl.sim.firmware import SimulatedFirmware
 from fmctl.sim.hypervisor import SimulatedHypervisor
 from fmctl.sim.kernel import SimulatedKernel
 from fmctl.sim.qemu import Guest, Hardware
@@ -59,6 +60,7 @@ class SimulatedHost:
         self.bus = SimulatedBus(platform, shared_group=shared_group)
         self.kernel = SimulatedKernel()
         self.devices = SimulatedVfio(self.bus)
+        self.firmware = SimulatedFirmware(self.bus)
         self.hypervisor = SimulatedHypervisor(guest, Hardware(self._opened, self._closed))
         self.registers = SimulatedRegisters(platform, self.bus, self.devices)
         if map_fault in (MapFault.DUPLICATED, MapFault.MISSING):

@@ -41,7 +41,8 @@ class SimulatedFunction:
     """A function with all that it would answer.
 
     `access` are the controls of ACS that are on, None without that capability; `several` tells that its device has more
-    functions. `serial` is its PCI serial number. Of its configuration space `shown` bytes can be read.
+    functions. `serial` is its PCI serial number. Of its configuration space `shown` bytes can be read. `rom` is its
+    expansion ROM, empty without one.
     """
 
     function: PciFunction
@@ -52,6 +53,7 @@ class SimulatedFunction:
     several: bool = False
     serial: int = 0
     shown: int = CONFIG_SIZE
+    rom: bytes = b""
 
     @functools.cached_property
     def config(self) -> bytes:
@@ -88,6 +90,11 @@ class SimulatedBus:
         """Its vital product data."""
         simulated = self._functions.get(bdf)
         return simulated.vpd if simulated else b""
+
+    def rom(self, bdf: Bdf) -> bytes:
+        """Its expansion ROM; none of a function that is gone, or dead."""
+        simulated = self._functions.get(bdf)
+        return simulated.rom if simulated and simulated.state.answers else b""
 
     def everything(self) -> tuple[SimulatedFunction, ...]:
         """Every function with all that it would answer, for who lays them out as files."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
+from enum import Enum
 
 from fmctl.core.pci import PCI_BRIDGE, Bdf, PciFunction
 from fmctl.core.vfio import VFIO_PCI, Exposure, Holder, WriteFailed, WriteOverdue
@@ -19,10 +20,20 @@ NVIDIA = 0x10DE
 MELLANOX = 0x15B3
 
 
+class Effect(Enum):
+    """What a reset does: it works, fails, never ends, or leaves a device whose registers read as all ones."""
+
+    WORKS = "works"
+    FAILS = "fails"
+    BLOCKS = "blocks"
+    KILLS = "kills"
+
+
 class SimulatedVfio:
     """What a kernel with these drivers does; `drivers` can be changed, as by modprobe.
 
-    `resets` counts the resets of each function, and `ejected` are the functions that a VM lost while it ran.
+    `resets` counts the resets of each function, and `reset_by` are those that were asked for, with their methods.
+    `ejected` are the functions that a VM lost while it ran.
     """
 
     def __init__(self, bus: SimulatedBus) -> None:
@@ -35,6 +46,8 @@ class SimulatedVfio:
         self.drivers = {VFIO_PCI, "mlx5_core", "nouveau", "nvme"}
         self.resets: Counter[Bdf] = Counter()
         self.ejected: list[Bdf] = []
+        self.reset_by: list[tuple[Bdf, str]] = []
+        self._effects: dict[tuple[Bdf, str], Effect] = {}
 
     def exposure(self, bdf: Bdf, *, timeout: float) -> Exposure | None:
         """What the function is open to; None where it is gone, or a write to it is stuck."""
@@ -74,10 +87,25 @@ class SimulatedVfio:
         self._enter(bdf, "config")
         self._mastering.discard(bdf)
 
-    def reset(self, bdf: Bdf, *, timeout: float) -> None:
-        """Reset the function, whoever uses it."""
-        self._enter(bdf, "reset")
+    def reset(self, bdf: Bdf, *, method: str = "", timeout: float) -> None:
+        """Reset the function, whoever uses it; what its resets do can be set with `on_reset`."""
+        self._enter(bdf, "reset_method" if method else "reset")
+        state = self._bus.state(bdf)
+        if state is None or (method and method not in state.reset_methods):
+            raise _failed(bdf, "reset_method", errno.EINVAL)
+        effect = self._effects.get((bdf, method), self._effects.get((bdf, ""), Effect.WORKS))
+        if effect is Effect.BLOCKS:
+            raise WriteOverdue(f"the kernel does not return from reset of {bdf}")
+        if effect is Effect.FAILS:
+            raise _failed(bdf, "reset", errno.ENOTTY)
         self.resets[bdf] += 1
+        self.reset_by.append((bdf, method))
+        if effect is Effect.KILLS:
+            self._bus.kill(bdf)
+
+    def on_reset(self, bdf: Bdf, effect: Effect, method: str = "") -> None:
+        """Let the resets of a function by that method, or by any, do this from now on."""
+        self._effects[bdf, method] = effect
 
     def holders(self, group: int) -> tuple[Holder, ...] | None:
         """Who holds the group; None if nobody does."""

@@ -228,6 +228,7 @@ WRITES: dict[str, Callable[[VfioDevices, Bdf, float], None]] = {
     "unbind": lambda devices, bdf, timeout: devices.unbind(bdf, timeout=timeout),
     "stop bus master": lambda devices, bdf, timeout: devices.stop_bus_master(bdf, timeout=timeout),
     "reset": lambda devices, bdf, timeout: devices.reset(bdf, timeout=timeout),
+    "reset by a method": lambda devices, bdf, timeout: devices.reset(bdf, method="bus", timeout=timeout),
 }
 
 

@@ -12,7 +12,7 @@ import functools
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pytest
@@ -20,10 +20,12 @@ import pytest
 from fmctl import platforms
 from fmctl.control import discovery
 from fmctl.control.agent import LocalAgent
+from fmctl.control.clean import Cleaner, Tools
 from fmctl.control.controller import FabricController
 from fmctl.control.gpus import Gpus
+from fmctl.control.sparing import SparingBus
 from fmctl.control.vfio import Vfio
-from fmctl.core import gpumap
+from fmctl.core import clean, gpumap
 from fmctl.core.answers import AgentStatus, ProcessState, ServiceVmStatus, StartMode
 from fmctl.core.book import Entry
 from fmctl.core.domain import Domain
@@ -66,7 +68,7 @@ class Fate:
         self._after = False
 
     def decide(self, what: str, nth: int, *, after: bool) -> None:
-        """`what` is "commit" or "call"."""
+        """`what` is "commit", "call", "reset" or "command"."""
         self._left, self._after = {what: nth}, after
 
     def spare(self) -> None:
@@ -240,11 +242,15 @@ class World:
         *faults: str,
         started: bool = True,
         policy: Policy | None = None,
+        cleans: clean.Rules | None = None,
     ) -> None:
+        """With `cleans` GPUs are cleaned between tenants, by these rules, when the test or `settle` says so."""
         self.platform = _platform(board)
         self.now = 1_000_000.0
-        self.rules = rules
+        self.rules = replace(rules, clean=cleans is not None)
         self.policy = policy or Policy()
+        self.cleans = cleans or clean.Rules()
+        self.command: Callable[[Sequence[str], float], tuple[int, bytes] | None] = lambda argv, timeout: (0, b"")
         self.host = SimulatedHost(self.platform)
         self.inventory = discovery.discover(self.host.bus, [self.platform])
         self.address: dict[int, Bdf] = dict(gpumap.in_order(self.inventory).addresses)
@@ -265,7 +271,9 @@ class World:
         self.map_is_verified = True
         self.wakes = 0
         self._ids = itertools.count(1)
+        self.bus = SparingBus(self.host.bus)
         self.controller = self._daemon()
+        self.cleaner = self._cleaner()
         if started:
             self.start_fresh()
             self.gate.generation = 1
@@ -301,6 +309,26 @@ class World:
         self.fate.spare()
         self.store = self.store.survived()
         self.controller = self._daemon()
+        self.cleaner = self._cleaner()
+
+    def _cleaner(self) -> Cleaner:
+        tools = Tools(self.bus, self.host.devices, self.host.firmware, self.bus.sparing, self._run_command)
+        generation = self.controller.generation if self.rules.clean else lambda: 0
+        return Cleaner(
+            self.controller, self.gpus, self._board, tools, self.cleans, generation=generation, now=self.clock
+        )
+
+    def _run_command(self, argv: Sequence[str], timeout: float) -> tuple[int, bytes] | None:
+        """What `command` answers for an operator's command: None for one that is too slow."""
+        with self.fate.at("command"):
+            return self.command(argv, timeout)
+
+    def clean(self) -> tuple[int, ...]:
+        """Clean what is due, one GPU after the other; which these were."""
+        due = self.cleaner.due()
+        for gpu in due:
+            self.cleaner.clean(gpu)
+        return due
 
     def mortal(self, call: Callable[[], T]) -> T | None:
         """What the call answers; None where the daemon died of it, and another began."""
@@ -338,6 +366,7 @@ class World:
         while before != self.store.book.revision:
             before = self.store.book.revision
             self.reconcile()
+            self.clean()
             self.wait(LATE)
 
     # What a scheduler asks for.
@@ -409,6 +438,10 @@ class World:
 
     def _inventory(self) -> Inventory:
         return self.inventory
+
+    def _board(self) -> Inventory:
+        """What a look at the board shows now, which takes its time."""
+        return discovery.discover(self.bus, [self.platform])
 
     # What happens to it.
 

@@ -54,6 +54,10 @@ def test_a_file_s_values_are_taken() -> None:
         ("listen: unix:x.sock", "listen: unix:x.sock needs an absolute path"),
         ("state_dir: lib", "state_dir: an absolute path is wanted"),
         ("- listen", "a mapping is wanted"),
+        ("clean: {memory: command}", "clean: memory: command and memory_command go together"),
+        ("clean: {memory_command: [x]}", "clean: memory: command and memory_command go together"),
+        ("clean: {firmware: enforce}", "clean: firmware: enforce needs firmware_list"),
+        ("clean: {memory: scrub}", "clean.memory: 'scrub' is none of reset-only, command"),
     ],
 )
 def test_a_bad_value_is_refused_with_file_key_and_reason(text: str, reason: str) -> None:

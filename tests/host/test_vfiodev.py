@@ -70,6 +70,27 @@ def test_the_address_is_written_to_the_driver_and_to_the_bus(root: Path) -> None
     assert (device(root) / "reset").read_text() == "1\n"
 
 
+def test_a_reset_by_a_method_leaves_the_kernel_s_own_order_behind(root: Path) -> None:
+    (device(root) / "reset").touch()
+    VfioFiles(root).reset(GPU, method="bus", timeout=SOON)
+    assert (device(root) / "reset").read_text() == "1\n"
+    assert (device(root) / "reset_method").read_text().split("\n")[0] == "default"
+    (device(root) / "reset").unlink()
+    (device(root) / "reset_method").write_text("")
+    with pytest.raises(WriteFailed, match="/reset"):
+        VfioFiles(root).reset(GPU, method="bus", timeout=SOON)
+    assert (device(root) / "reset_method").read_text() == "default\n"
+
+
+def test_nothing_is_reset_by_another_method_than_the_one_that_is_meant(root: Path) -> None:
+    (device(root) / "reset").touch()
+    (device(root) / "reset_method").unlink()
+    (device(root) / "reset_method").symlink_to("/sys/kernel/uevent_seqnum")  # which nobody may write
+    with pytest.raises(WriteFailed, match="reset_method"):
+        VfioFiles(root).reset(GPU, method="bus", timeout=SOON)
+    assert (device(root) / "reset").read_text() == ""
+
+
 def test_a_file_that_is_not_there_is_never_made(root: Path) -> None:
     (device(root) / "driver_override").unlink()
     with pytest.raises(WriteFailed) as failure:

@@ -12,7 +12,7 @@ from fmctl import platforms
 from fmctl.core.pci import Bdf
 from fmctl.core.vfio import PARKED, VFIO_PCI, Exposure, Holder, WriteFailed, WriteOverdue
 from fmctl.sim.sysfs import SimulatedBus
-from fmctl.sim.vfiodev import SimulatedVfio
+from fmctl.sim.vfiodev import Effect, SimulatedVfio
 
 FIRST = Bdf.parse("0000:04:00.0")
 SECOND = Bdf.parse("0000:05:00.0")
@@ -103,6 +103,24 @@ def test_a_device_in_use_is_reset_all_the_same() -> None:
     host.devices.reset(GPU, timeout=1)
     assert host.devices.resets[GPU] == 2
     assert host.devices.ejected == []
+
+
+def test_a_reset_works_fails_hangs_or_kills_as_it_is_told() -> None:
+    host = Host()
+    host.devices.reset(GPU, method="flr", timeout=1)
+    with pytest.raises(WriteFailed, match="Invalid argument"):
+        host.devices.reset(GPU, method="pm", timeout=1)
+    host.devices.on_reset(GPU, Effect.FAILS, "flr")
+    with pytest.raises(WriteFailed, match="refused reset"):
+        host.devices.reset(GPU, method="flr", timeout=1)
+    host.devices.reset(GPU, method="bus", timeout=1)
+    assert host.devices.reset_by == [(GPU, "flr"), (GPU, "bus")]
+    host.devices.on_reset(GPU, Effect.BLOCKS)
+    with pytest.raises(WriteOverdue):
+        host.devices.reset(GPU, method="bus", timeout=1)
+    host.devices.on_reset(GPU, Effect.KILLS)
+    host.devices.reset(GPU, method="bus", timeout=1)
+    assert host.bus.config(GPU, 0, 4) == b"\xff" * 4
 
 
 @pytest.mark.parametrize(("bdf", "driver"), [(GPU, "nouveau"), (FIRST, "mlx5_core"), (Bdf(0, 1, 0, 0), "nvme")])
