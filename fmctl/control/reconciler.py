@@ -180,6 +180,7 @@ class Reconciler:
                 now=self._now(),
                 generation=self._generation(),
                 new_id=lambda: str(uuid.uuid4()),
+                unsettled=self._fabric.unsettled,
             )
             if found.entries and not dry_run:
                 self._commit(*found.entries)
