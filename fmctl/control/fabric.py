@@ -95,10 +95,7 @@ class Fabric:
 
     @property
     def unsettled(self) -> Mapping[int, float]:
-        """Until when a call about a partition may take effect that was given up, in seconds since the epoch.
-
-        A list that shows what the call was for settles it, unless an earlier one was open still.
-        """
+        """Until when a call about a partition may take effect that was given up, in seconds since the epoch."""
         return self._unsettled
 
     def unsettle(self, partitions: Iterable[int]) -> None:
@@ -138,9 +135,8 @@ class Fabric:
             with self._changing():
                 self._agent.activate(partition_id, timeout=budget.change())
         except OutcomeUnknown as failure:
-            with self._until_seen(failure, partition_id):
-                listed = self._look_after(failure, budget)
-                outcome.settle_activation(failure, listed, partition_id, owners, ours=ours)
+            listed = self._look_after(failure, partition_id, budget)
+            outcome.settle_activation(failure, listed, partition_id, owners, ours=ours)
             return failure.fm_code in ALREADY_ACTIVE
         self._changed(partition_id, active=True)
         return False
@@ -151,28 +147,19 @@ class Fabric:
             with self._changing():
                 self._agent.deactivate(partition_id, timeout=budget.change())
         except OutcomeUnknown as failure:
-            with self._until_seen(failure, partition_id):
-                outcome.settle_deactivation(failure, self._look_after(failure, budget), partition_id)
+            outcome.settle_deactivation(failure, self._look_after(failure, partition_id, budget), partition_id)
             return failure.fm_code in NOT_ACTIVE
         self._changed(partition_id, active=False)
         return False
 
-    @contextlib.contextmanager
-    def _until_seen(self, failure: OutcomeUnknown, partition_id: int) -> Iterator[None]:
-        """Know that a call which was given up may take effect later, unless what is done inside sees that it has."""
-        late = failure.fm_code is None or failure.fm_code in NO_VERDICT
-        seen = partition_id not in self._unsettled
-        try:
-            yield
-        except FmctlError:
-            seen = False
-            raise
-        finally:
-            if late and not seen:
-                self.unsettle((partition_id,))
+    def _look_after(self, failure: OutcomeUnknown, partition_id: int, budget: Budget) -> PartitionList:
+        """A fresh list, without which the change's outcome stays unknown.
 
-    def _look_after(self, failure: OutcomeUnknown, budget: Budget) -> PartitionList:
-        """A fresh list, without which the change's outcome stays unknown."""
+        A call that was given up may take effect after it, even where the list shows what the call was for: another tool
+        may have done that.
+        """
+        if failure.fm_code is None or failure.fm_code in NO_VERDICT:
+            self.unsettle((partition_id,))
         try:
             return self.look(budget.look())
         except FmctlError as error:
