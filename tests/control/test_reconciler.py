@@ -87,6 +87,26 @@ def test_a_stray_s_deactivation_that_was_given_up_keeps_its_gpus_from_everybody(
     assert world.allocate("a", "r", count=8).state is LeaseState.ACTIVE
 
 
+def test_a_stray_s_deactivation_that_was_given_up_is_known_to_the_next_daemon() -> None:
+    world = World()
+    world.activate("a", 3)
+    world.deactivate("a", 3)
+    world.wait(1000)
+    world.store.compact(leases_before=world.now, entries_before=world.now)
+    world.nvfm.activate(3, timeout=1)
+    world.line.late = 50
+    with pytest.raises(OutcomeUnknown):
+        world.deactivate("a", 3)
+    world.deactivate("a", 3)
+    world.restart_daemon()
+    with pytest.raises(NoCapacity):
+        world.allocate("a", "r", count=8)
+    world.restart_daemon()
+    world.wait(LATE)
+    world.restart_daemon()
+    assert world.allocate("a", "r", count=8).state is LeaseState.ACTIVE
+
+
 def test_an_unreachable_agent_or_libvirt_changes_nothing() -> None:
     world = World()
     lease = world.allocate("a", "r", count=2, lifetime=60.0)
