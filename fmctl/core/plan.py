@@ -248,6 +248,8 @@ def _release(lease: Lease, seen: Observed) -> Iterator[Step | str]:
         yield f"lease {lease.id}: who holds its GPUs is not known"
     elif in_use := seen.open.intersection(lease.held):
         yield f"lease {lease.id}: a VM holds the GPUs {_ids(in_use)}"
+    elif active and lease.ending is Ending.UNDONE:
+        yield _write(lease, "being undone", ending=Ending.UNDOING)
     elif active:
         for partition in active:
             yield Deactivate(lease.id, partition.id)
@@ -260,7 +262,8 @@ def _release(lease: Lease, seen: Observed) -> Iterator[Step | str]:
 def _ended(lease: Lease, now: float) -> Write:
     state = LeaseState.RELEASED if lease.ending is Ending.RELEASED else LeaseState.FAILED
     over = replace(lease, state=state, ended=now)
-    return Write((of_lease(over, lease.ending.value, actor=ACTOR, forget=lease.ending is Ending.UNDONE),))
+    what = Ending.UNDONE.value if lease.ending.leaves_nothing else lease.ending.value
+    return Write((of_lease(over, what, actor=ACTOR, forget=lease.ending.leaves_nothing),))
 
 
 def _unowned(book: Book, seen: Observed, rules: Rules) -> Iterator[Step | str]:

@@ -134,9 +134,9 @@ class Landing:
 class Line:
     """The way to the agent. `cut` is how many calls do not get through, `lost` how many answers to changes get lost.
 
-    The next change happens `late` seconds after it was given up, where that is set. `heard` is told of each change
-    that is asked for, before it happens, and `doubtful` are the partitions of those whose answer, or lack of one, tells
-    neither that they were made nor that there was nothing to change.
+    The next change, or the next that is `slow`, happens `late` seconds after it was given up, where that is set.
+    `heard` is told of each change that is asked for, before it happens, and `doubtful` are the partitions of those
+    whose answer, or lack of one, tells neither that they were made nor that there was nothing to change.
     """
 
     agent: LocalAgent
@@ -147,6 +147,7 @@ class Line:
     cut: float = 0
     lost: float = 0
     late: float | None = None
+    slow: Operation | None = None
     landings: list[Landing] = field(default_factory=list)
     doubtful: set[int] = field(default_factory=set)
     heard: Callable[[Operation, int], object] = lambda operation, partition_id: None
@@ -180,7 +181,7 @@ class Line:
 
     def mend(self) -> None:
         """Let everything get through from now on."""
-        self.cut, self.lost, self.late = 0, 0, None
+        self.cut, self.lost, self.late, self.slow = 0, 0, None, None
 
     def _reach(self) -> None:
         if self.cut > 0:
@@ -200,7 +201,7 @@ class Line:
             self._reach()
             self.calls.append((operation, partition_id))
             self.heard(operation, partition_id)
-            if self.late is not None:
+            if self.late is not None and self.slow in (None, operation):
                 due, self.late = self.now() + self.late, None
                 lease_id = self.holder(partition_id)
                 self.landings.append(Landing(self.running(), due, operation, partition_id, lease_id))
