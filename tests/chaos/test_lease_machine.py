@@ -31,6 +31,7 @@ from fmctl.core.allocate import Shape
 from fmctl.core.answers import ProcessState
 from fmctl.core.book import Kind, MarkKind
 from fmctl.core.errors import FabricNotReady, FmctlError, RequestIdReused
+from fmctl.core.fmcode import Operation
 from fmctl.core.lease import Lease, LeaseState
 from fmctl.core.plan import LATE, Mode, Rules, Unowned
 from fmctl.core.request import Request
@@ -50,6 +51,7 @@ AT_ONCE = 0.0
 PARTITIONS = {"hgx-h100-8": range(15), "hgx-b200-8": range(1, 16)}
 
 OFTEN = st.sampled_from((True, True, True, False))
+CHANGES = (Operation.ACTIVATE, Operation.DEACTIVATE)
 NUMBER = st.integers(0, 7)
 """Which one of what there is, counted round."""
 OWNER = st.sampled_from(("a", "b"))
@@ -322,10 +324,10 @@ class LeaseMachine(RuleBasedStateMachine):
         self._fired("lose_answers")
         self.world.line.lost = answers
 
-    @rule(seconds=st.sampled_from((3.0, 30.0, 60.0, LATE - 1)))
-    def delay_a_change(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from((3.0, 30.0, LATE - 1)), slow=st.sampled_from((None, *CHANGES)))
+    def delay_a_change(self, seconds: float, slow: Operation | None) -> None:
         self._fired("delay_a_change")
-        self.world.line.late = seconds
+        self.world.line.late, self.world.line.slow = seconds, slow
 
     @rule(commits=st.integers(1, 3))
     def fill_the_disk(self, commits: int) -> None:
