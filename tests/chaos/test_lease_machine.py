@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -413,7 +414,8 @@ class LeaseMachine(RuleBasedStateMachine):
         self.judge.check()
 
     def teardown(self) -> None:
-        self._settle()
+        if sys.exc_info()[0] is None:
+            self._settle()
 
     @staticmethod
     def _fired(what: str) -> None:
