@@ -34,8 +34,9 @@ from fmctl.core.book import Kind, MarkKind
 from fmctl.core.errors import FabricNotReady, FmctlError, RequestIdReused
 from fmctl.core.fmcode import Operation
 from fmctl.core.lease import Lease, LeaseState
-from fmctl.core.plan import LATE, Mode, Rules, Unowned
+from fmctl.core.plan import LATE
 from fmctl.core.request import Request
+from fmctl.core.rules import Mode, Rules, Unowned
 from fmctl.sim.faults import Faults
 from tests.chaos.judge import Judge, Key
 from tests.control.leasing import BOARDS, World, uuid_of
