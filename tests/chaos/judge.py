@@ -76,7 +76,7 @@ class Judge:
     def vm_started(self, name: str) -> None:
         """A VM started. Of several under one lease none is followed."""
         for lease in self.world.leases:
-            beside = [other for other, ran in self._ran.items() if ran.lease_id == lease.id]
+            beside = [n for n, gpus in self.world.vms.items() if n != name and not set(lease.held).isdisjoint(gpus)]
             if beside and plan.vm_of(lease, [self._vm(name)]):
                 self.vm_changed(lease.id)
             elif lease.state is LeaseState.ACTIVE and plan.vm_of(lease, [self._vm(name)]):

@@ -68,8 +68,8 @@ ASKED: tuple[dict[str, Any], ...] = (
     {"partition_id": 3},
     {"partition_id": 7},
     {"gpu_ids": (1,)},
-    {"count": 2, "lifetime": 50.0},
-    {"count": 1, "lifetime": 50.0},
+    {"count": 2, "lifetime": 20.0},
+    {"count": 1, "lifetime": 20.0},
 )
 RULES = (
     *[Rules(Mode.MANAGE)] * 3,
@@ -81,17 +81,7 @@ RULES = (
 FAULTS = (
     *(
         f"{fault}@{operation}:{nth}"
-        for fault in (
-            "hang",
-            "close",
-            "code=-1",
-            "code=-2",
-            "code=-5",
-            "code=-7",
-            "code=-10",
-            "die-before",
-            "die-after",
-        )
+        for fault in ("hang", "close", "die-before", "die-after", *(f"code={code}" for code in (-1, -2, -5, -7, -10)))
         for operation in ("activate", "deactivate")
         for nth in ("1", "2", "1+")
     ),
@@ -240,7 +230,6 @@ class LeaseMachine(RuleBasedStateMachine):
         if not mended:
             return
         self._see(sees=True)
-        self._reach_libvirt(away=False)
         self.world.line.cut, self.world.gate.reason = 0, ""
         if self.world.process.state() is ProcessState.NOT_STARTED:
             self.world.start_fresh()
@@ -283,31 +272,21 @@ class LeaseMachine(RuleBasedStateMachine):
         self._fired("let_the_daemon_die")
         self.world.fate.decide(what, nth, after=after)
 
-    @precondition(lambda self: self.world.active is not None)
-    @rule()
-    def stop_fabric_manager(self) -> None:
-        self._fired("stop_fabric_manager")
-        self.world.stop_fabric_manager()
-
-    @precondition(lambda self: self.world.process.state() is not ProcessState.NOT_STARTED)
-    @rule()
-    def restart_fabric_manager(self) -> None:
-        self._fired("restart_fabric_manager")
-        self._restart()
+    @rule(what=st.sampled_from(("stop FM", "restart FM", "start FM fresh", "lose the Service VM")))
+    def end_or_start_fabric_manager(self, what: str) -> None:
+        if what in ("stop FM", "restart FM") and self.world.process.state() is ProcessState.NOT_STARTED:
+            what = "start FM fresh"
+        self._fired(what)
+        {
+            "stop FM": self.world.stop_fabric_manager,
+            "restart FM": self._restart,
+            "start FM fresh": self.world.start_fresh,
+            "lose the Service VM": self.world.lose_service_vm,
+        }[what]()
 
     def _restart(self) -> None:
         with contextlib.suppress(FabricNotReady):
             self.judge.restarted(self.world.restart_fabric_manager())
-
-    @rule()
-    def start_fabric_manager_fresh(self) -> None:
-        self._fired("start_fabric_manager_fresh")
-        self.world.start_fresh()
-
-    @rule()
-    def lose_the_service_vm(self) -> None:
-        self._fired("lose_the_service_vm")
-        self.world.lose_service_vm()
 
     # What fails.
 
@@ -316,25 +295,20 @@ class LeaseMachine(RuleBasedStateMachine):
         self._fired("let_fabric_manager_fail")
         self.world.nvfm.fail(Faults.parse([fault]))
 
-    @rule(calls=st.integers(1, 3))
-    def cut_the_line(self, calls: int) -> None:
-        self._fired("cut_the_line")
-        self.world.line.cut = calls
-
-    @rule(answers=st.integers(1, 2))
-    def lose_answers(self, answers: int) -> None:
-        self._fired("lose_answers")
-        self.world.line.lost = answers
+    @rule(what=st.sampled_from(("calls", "answers", "commits")), times=st.integers(1, 3))
+    def lose(self, what: str, times: int) -> None:
+        self._fired(f"lose {what}")
+        if what == "calls":
+            self.world.line.cut = times
+        elif what == "answers":
+            self.world.line.lost = times
+        else:
+            self.world.store.full_commits = times
 
     @rule(seconds=st.sampled_from((3.0, 30.0, LATE - 1)), slow=st.sampled_from((None, *CHANGES)))
     def delay_a_change(self, seconds: float, slow: Operation | None) -> None:
         self._fired("delay_a_change")
         self.world.line.late, self.world.line.slow = seconds, slow
-
-    @rule(commits=st.integers(1, 3))
-    def fill_the_disk(self, commits: int) -> None:
-        self._fired("fill_the_disk")
-        self.world.store.full_commits = commits
 
     @rule(what=st.sampled_from(("libvirt", "sight", "the host")))
     def lose_or_find(self, what: str) -> None:
@@ -467,6 +441,6 @@ def test_leases_hold_whatever_happens(capsys: pytest.CaptureFixture[str]) -> Non
         print(f"\n{Seen.sequences} sequences of {mean:.1f} steps in {time.process_time() - began:.0f} s, seed {SEED}")
         for name, count in (*Seen.fired.most_common(), *Seen.came.most_common()):
             print(f"{count:8} {name}")
-    assert Seen.sequences >= SEQUENCES
-    assert mean >= MEAN_STEPS
-    assert {name for name, count in Seen.fired.items() if count < EACH_RULE * SEQUENCES // 2000} == set()
+    if SEQUENCES >= 2000:
+        assert mean >= MEAN_STEPS
+        assert [name for name, count in Seen.fired.items() if count < EACH_RULE] == []
