@@ -255,7 +255,7 @@ class Leases:
         """The lease, which is left and asked for again; raises FabricNotReady where a part of it is gone or may be."""
         if lease.state is LeaseState.ACTIVATING:
             return lease
-        if lease.ending is Ending.UNDOING and not self._fabric.unsettled.keys().isdisjoint(lease.partitions):
+        if lease.ending is Ending.UNDOING and self._fabric.may_end(lease.partitions):
             raise FabricNotReady(
                 f"the request {lease.request_id!r} is being undone",
                 why="a call to Fabric Manager that was given up may deactivate what it holds yet",

@@ -79,6 +79,15 @@ def test_a_request_is_not_taken_up_while_its_own_undoing_may_take_effect(*, rest
     assert world.allocate("a", "r", count=2).state is LeaseState.ACTIVE
 
 
+def test_a_slow_activation_is_taken_up_although_its_undoing_was_begun() -> None:
+    world = World("hgx-h100-8", MANAGE, "code=-2@deactivate:1")
+    world.line.late = 10
+    assert refuse(world, "a", "r", count=2) is OutcomeUnknown
+    world.wait(10)
+    world.reconcile()
+    assert world.allocate("a", "r", count=2).state is LeaseState.ACTIVE
+
+
 def test_a_caller_who_is_gone_before_the_commit_leaves_nothing() -> None:
     world = World()
     with pytest.raises(FabricNotReady, match="cancelled"):
