@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each target sets up what it needs; nothing has to be installed first but make.
 
-.PHONY: venv demo test lab lab-test image-test bench proto wheels install install-test uninstall
+.PHONY: venv demo test soak lab lab-test image-test bench proto wheels install install-test uninstall
 
 venv: .venv/ready
 
@@ -14,6 +14,9 @@ demo: venv
 
 test: venv
 	.venv/bin/python -m pytest
+
+soak: venv
+	FMCTL_SEQUENCES=20000 .venv/bin/python -m pytest tests/chaos
 
 lab: venv
 	tools/setup-lab

@@ -85,6 +85,7 @@ class Fabric:
         self._seen: PartitionList | None = None
         self._changes = 0
         self._unsettled: dict[int, float] = {}
+        self._deactivating: set[int] = set()
 
     @property
     def changes(self) -> int:
@@ -98,15 +99,19 @@ class Fabric:
 
     @property
     def unsettled(self) -> Mapping[int, float]:
-        """Until when a call about a partition may take effect that was given up, in seconds since the epoch.
-
-        A list that shows what the call was for settles it, unless an earlier one was open still.
-        """
+        """Until when a call about a partition may take effect that was given up, in seconds since the epoch."""
         return self._unsettled
 
-    def unsettle(self, partitions: Iterable[int]) -> None:
-        """Know that a call about these partitions may have been given up just now."""
+    def may_end(self, partitions: Iterable[int]) -> bool:
+        """Whether a call that was given up may yet deactivate one of these."""
+        return any(partition in self._unsettled and partition in self._deactivating for partition in partitions)
+
+    def unsettle(self, partitions: Iterable[int], *, deactivating: bool = True) -> None:
+        """Know that a call about these partitions may have been given up just now; with what it was for, if known."""
+        partitions = tuple(partitions)
         self._unsettled = {**self._unsettled, **dict.fromkeys(partitions, self._now() + LATE)}
+        if deactivating:
+            self._deactivating.update(partitions)
 
     def peek(self, timeout: float) -> PartitionList:
         """The partitions as Fabric Manager lists them now; raises what `list_partitions` does."""
@@ -121,6 +126,7 @@ class Fabric:
         began = self._now()
         listed = self.note(self._agent.list_partitions(timeout=timeout))
         self._unsettled = {partition: until for partition, until in self._unsettled.items() if until > began}
+        self._deactivating.intersection_update(self._unsettled)
         return listed
 
     def note(self, listed: PartitionList) -> PartitionList:
@@ -142,9 +148,8 @@ class Fabric:
             with self._changing():
                 self._agent.activate(partition_id, timeout=budget.change())
         except OutcomeUnknown as failure:
-            with self._until_seen(failure, partition_id):
-                listed = self._look_after(failure, budget)
-                outcome.settle_activation(failure, listed, partition_id, owners, ours=ours)
+            listed = self._look_after(failure, partition_id, budget, deactivating=False)
+            outcome.settle_activation(failure, listed, partition_id, owners, ours=ours)
             return failure.fm_code in ALREADY_ACTIVE
         self._changed(partition_id, active=True)
         return False
@@ -155,28 +160,22 @@ class Fabric:
             with self._changing():
                 self._agent.deactivate(partition_id, timeout=budget.change())
         except OutcomeUnknown as failure:
-            with self._until_seen(failure, partition_id):
-                outcome.settle_deactivation(failure, self._look_after(failure, budget), partition_id)
+            listed = self._look_after(failure, partition_id, budget, deactivating=True)
+            outcome.settle_deactivation(failure, listed, partition_id)
             return failure.fm_code in NOT_ACTIVE
         self._changed(partition_id, active=False)
         return False
 
-    @contextlib.contextmanager
-    def _until_seen(self, failure: OutcomeUnknown, partition_id: int) -> Iterator[None]:
-        """Know that a call which was given up may take effect later, unless what is done inside sees that it has."""
-        late = failure.fm_code is None or failure.fm_code in NO_VERDICT
-        seen = partition_id not in self._unsettled
-        try:
-            yield
-        except FmctlError:
-            seen = False
-            raise
-        finally:
-            if late and not seen:
-                self.unsettle((partition_id,))
+    def _look_after(
+        self, failure: OutcomeUnknown, partition_id: int, budget: Budget, *, deactivating: bool
+    ) -> PartitionList:
+        """A fresh list, without which the change's outcome stays unknown.
 
-    def _look_after(self, failure: OutcomeUnknown, budget: Budget) -> PartitionList:
-        """A fresh list, without which the change's outcome stays unknown."""
+        A call that was given up may take effect after it, even where the list shows what the call was for: another tool
+        may have done that.
+        """
+        if failure.fm_code is None or failure.fm_code in NO_VERDICT:
+            self.unsettle((partition_id,), deactivating=deactivating)
         try:
             return self.look(budget.look())
         except FmctlError as error:

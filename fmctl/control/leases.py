@@ -279,9 +279,15 @@ class Leases:
         return lease
 
     def _again(self, lease: Lease) -> Lease:
-        """The lease, which is left and asked for again; raises FabricNotReady where a part of it is gone."""
+        """The lease, which is left and asked for again; raises FabricNotReady where a part of it is gone or may be."""
         if lease.state is LeaseState.ACTIVATING:
             return lease
+        if lease.ending is Ending.UNDOING and self._fabric.may_end(lease.partitions):
+            raise FabricNotReady(
+                f"the request {lease.request_id!r} is being undone",
+                why="a call to Fabric Manager that was given up may deactivate what it holds yet",
+                fix="make it again",
+            )
         count = Request.from_canonical(lease.owner, lease.request_id, lease.request).count
         if count is not None and count != len(lease.gpus):
             raise FabricNotReady(
@@ -344,7 +350,7 @@ class Leases:
 
 def _is_left(lease: Lease) -> bool:
     """Whether its caller was gone before it was ACTIVE, so that nothing stays of it unless it is asked for again."""
-    undone = lease.state is LeaseState.RELEASING and lease.ending is Ending.UNDONE
+    undone = lease.state is LeaseState.RELEASING and lease.ending.leaves_nothing
     return undone or (lease.state is LeaseState.ACTIVATING and not lease.unattended)
 
 

@@ -36,10 +36,10 @@ TURN_TIMEOUT = 120.0
 """Seconds that a step may take, the wait for its turn included."""
 LIST_TIMEOUT = 30.0
 """Seconds that Fabric Manager has to list its partitions."""
-MANAGED = "managed"
-"""What is recorded of a host that was not in use before fmctl was."""
-FIRST_ENTRIES = 100
-"""Entries among which that is, or that it is observed."""
+STRAY_ENDS = "to be deactivated"
+"""What is recorded of a partition that no lease holds before Fabric Manager is asked."""
+LAST_ENTRIES = 256
+"""Entries among which that is looked for after a start."""
 BACK_OFF = 1.0
 """Seconds before a step that failed is tried again, doubled for each further time up to `MAX_BACK_OFF`."""
 MAX_BACK_OFF = 60.0
@@ -87,7 +87,19 @@ class Reconciler:
         self._drift: tuple[str, ...] = ()
         self.delayed: Callable[[], Iterable[str]] = tuple
         """What else waits, and why: the GPUs that `control.clean` cannot clean now."""
-        fabric.unsettle(plan.unfinished(store.book))
+        fabric.unsettle((*plan.unfinished(store.book), *self._strays_asked_for()))
+
+    def _strays_asked_for(self) -> tuple[int, ...]:
+        """The partitions without lease about which Fabric Manager may have been asked when another process died."""
+        count = LAST_ENTRIES
+        while count:
+            try:
+                entries = self._store.entries(max(0, self._store.book.revision - count), limit=count)
+                since = self._now() - plan.LATE
+                return tuple(int(e.subject) for e in entries if e.what == STRAY_ENDS and e.time > since)
+            except FmctlError:  # so many are not there any more
+                count //= 2
+        return ()
 
     @property
     def drift(self) -> tuple[str, ...]:
@@ -187,6 +199,7 @@ class Reconciler:
                 now=self._now(),
                 generation=self._generation(),
                 new_id=lambda: str(uuid.uuid4()),
+                unsettled=self._fabric.unsettled,
             )
             if found.entries and not dry_run:
                 self._commit(*found.entries)
@@ -321,7 +334,7 @@ class Reconciler:
             self._commit(Entry(Kind.PARTITION, str(partition_id), what, actor, "no lease holds it"), *marks)
 
         why = f"partition {partition_id} was active, and no lease held it"
-        record("to be deactivated", *clean.marked(dirty, why, self._now()))
+        record(STRAY_ENDS, *clean.marked(dirty, why, self._now()))
         already = self._fabric.deactivate(partition_id, budget)
         record("deactivated")
         return already

@@ -6,7 +6,7 @@ Pure. It activates, resets, rebinds and restarts nothing, and what is ambiguous 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fmctl.core import owner as owners
@@ -50,14 +50,19 @@ def adopt(
     now: float,
     generation: int,
     new_id: Callable[[], str],
+    unsettled: Collection[int] = (),
 ) -> Adoption:
     """A lease for each active partition that no lease holds and whose GPUs exactly one running VM has, all of them.
 
-    The owner is whom `named` says for the VM's UUID or name, else whom the domain's own metadata names.
+    No lease may have one of these GPUs, nor may a call about the partition take effect yet, as those do that are
+    `unsettled`. The owner is whom `named` says for the VM's UUID or name, else whom the domain's own metadata names.
     """
     entries, made, left = [], [], []
     for partition in plan.unowned(book, listed):
         vm, why = _holder(partition, vms)
+        if taken := _taken(partition, book, unsettled):
+            left.append(f"partition {partition.id}: {taken}")
+            continue
         owner = _owner(vm, named) if vm else ""
         if vm is None:
             left.append(f"partition {partition.id}: {why}")
@@ -65,10 +70,11 @@ def adopt(
         if not owner:
             left.append(f"partition {partition.id}: nobody says who the owner of {vm.name} is")
             continue
+        lease_id = new_id()
         lease = Lease(
-            id=new_id(),
+            id=lease_id,
             owner=owner,
-            request_id=f"adopted-{vm.uuid}",
+            request_id=f"adopted-{lease_id}",
             request="{}",
             state=LeaseState.ACTIVE,
             partitions=(partition.id,),
@@ -119,6 +125,15 @@ def _holder(partition: Partition, vms: Sequence[Vm]) -> tuple[Vm | None, str]:
         return None, "it is active, and no running VM has its GPUs"
     names = ", ".join(f"{vm.name} with {','.join(map(str, sorted(vm.gpus)))}" for vm in users)
     return None, f"its GPUs {','.join(map(str, sorted(wanted)))} are not those of one VM: {names}"
+
+
+def _taken(partition: Partition, book: Book, unsettled: Collection[int]) -> str:
+    """Why a partition cannot be given to anybody now; empty where it can."""
+    if partition.id in unsettled:
+        return "a call to Fabric Manager that was given up may take effect yet"
+    held = book.held
+    leases = dict.fromkeys(held[gpu].id for gpu in partition.gpu_ids if gpu in held)
+    return f"lease {', '.join(leases)} has its GPUs" if leases else ""
 
 
 def _owner(vm: Vm, named: Mapping[str, str]) -> str:

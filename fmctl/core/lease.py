@@ -42,6 +42,13 @@ class Ending(str, Enum):
     RELEASED = "released"
     FAILED = "failed"
     UNDONE = "undone"
+    UNDOING = "undoing"
+    """The same, once Fabric Manager is asked to deactivate what it holds."""
+
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether the lease is gone without a trace."""
+        return self in (Ending.UNDONE, Ending.UNDOING)
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,8 @@ def _release(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]
         yield f"lease {lease.id}: who holds its GPUs is not known"
     elif in_use := seen.open.intersection(lease.held):
         yield f"lease {lease.id}: a VM holds the GPUs {_ids(in_use)}"
+    elif active and lease.ending is Ending.UNDONE:
+        yield _write(lease, "being undone", ending=Ending.UNDOING)
     elif active:
         for partition in active:
             yield Deactivate(lease.id, partition.id)
@@ -271,12 +273,8 @@ def _release(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]
 def _ended(lease: Lease, now: float, rules: Rules) -> Write:
     """The lease is over, and in the same commit its GPUs are to be cleaned; not those of one that was never ACTIVE."""
     state = LeaseState.RELEASED if lease.ending is Ending.RELEASED else LeaseState.FAILED
-    over = of_lease(
-        replace(lease, state=state, ended=now),
-        lease.ending.value,
-        actor=ACTOR,
-        forget=lease.ending is Ending.UNDONE,
-    )
+    what = Ending.UNDONE.value if lease.ending.leaves_nothing else lease.ending.value
+    over = of_lease(replace(lease, state=state, ended=now), what, actor=ACTOR, forget=lease.ending.leaves_nothing)
     used = rules.clean and lease.ending is Ending.RELEASED
     return Write((over, *(clean.marked(lease.held, f"lease {lease.id} of {lease.owner} ended", now) if used else ())))
 

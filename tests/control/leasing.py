@@ -30,7 +30,7 @@ from fmctl.core.answers import AgentStatus, ProcessState, ServiceVmStatus, Start
 from fmctl.core.book import Entry
 from fmctl.core.domain import Domain
 from fmctl.core.errors import AgentUnreachable, FmctlError, MapUnverified, OutcomeUnknown, StoreUnusable
-from fmctl.core.fmcode import NO_VERDICT, Operation, call_overran
+from fmctl.core.fmcode import ALREADY_ACTIVE, NOT_ACTIVE, Operation, call_overran
 from fmctl.core.inventory import Inventory
 from fmctl.core.lease import Lease
 from fmctl.core.partition import PartitionList
@@ -137,8 +137,9 @@ class Landing:
 class Line:
     """The way to the agent. `cut` is how many calls do not get through, `lost` how many answers to changes get lost.
 
-    The next change happens `late` seconds after it was given up, where that is set. `heard` is told of each change
-    that is asked for, before it happens, and `unanswered` are the partitions of those that got no answer.
+    The next change, or the next that is `slow`, happens `late` seconds after it was given up, where that is set.
+    `heard` is told of each change that is asked for, before it happens, and `doubtful` are the partitions of those
+    whose answer, or lack of one, tells neither that they were made nor that there was nothing to change.
     """
 
     agent: LocalAgent
@@ -149,8 +150,9 @@ class Line:
     cut: float = 0
     lost: float = 0
     late: float | None = None
+    slow: Operation | None = None
     landings: list[Landing] = field(default_factory=list)
-    unanswered: set[int] = field(default_factory=set)
+    doubtful: set[int] = field(default_factory=set)
     heard: Callable[[Operation, int], object] = lambda operation, partition_id: None
     calls: list[tuple[Operation, int]] = field(default_factory=list)
 
@@ -182,7 +184,7 @@ class Line:
 
     def mend(self) -> None:
         """Let everything get through from now on."""
-        self.cut, self.lost, self.late = 0, 0, None
+        self.cut, self.lost, self.late, self.slow = 0, 0, None, None
 
     def _reach(self) -> None:
         if self.cut > 0:
@@ -193,8 +195,8 @@ class Line:
         try:
             self._change(operation, partition_id, timeout)
         except OutcomeUnknown as error:
-            if error.fm_code is None or error.fm_code in NO_VERDICT:
-                self.unanswered.add(partition_id)
+            if error.fm_code not in ALREADY_ACTIVE | NOT_ACTIVE:
+                self.doubtful.add(partition_id)
             raise
 
     def _change(self, operation: Operation, partition_id: int, timeout: float) -> None:
@@ -202,7 +204,7 @@ class Line:
             self._reach()
             self.calls.append((operation, partition_id))
             self.heard(operation, partition_id)
-            if self.late is not None:
+            if self.late is not None and self.slow in (None, operation):
                 due, self.late = self.now() + self.late, None
                 lease_id = self.holder(partition_id)
                 self.landings.append(Landing(self.running(), due, operation, partition_id, lease_id))

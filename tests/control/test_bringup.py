@@ -61,6 +61,33 @@ def test_a_cancelled_request_that_is_asked_for_again_is_what_it_was() -> None:
     assert (len(lease.gpus), len(lease.spare)) == (3, 1)
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_request_is_not_taken_up_while_its_own_undoing_may_take_effect(*, restarts: bool) -> None:
+    """It would be deactivated under the tenant who was told that it is active."""
+    world = World()
+    world.line.late, world.line.slow = 50, Operation.DEACTIVATE
+    with pytest.raises(FabricNotReady, match="cancelled"):
+        world.allocate("a", "r", count=2, alive=lambda: False)
+    if restarts:
+        world.restart_daemon()
+    with pytest.raises(FabricNotReady, match="being undone"):
+        world.allocate("a", "r", count=2)
+    with pytest.raises(FabricNotReady, match="being undone"):
+        world.activate("a", PAIR)
+    world.settle()
+    assert nothing_is_left(world)
+    assert world.allocate("a", "r", count=2).state is LeaseState.ACTIVE
+
+
+def test_a_slow_activation_is_taken_up_although_its_undoing_was_begun() -> None:
+    world = World("hgx-h100-8", MANAGE, "code=-2@deactivate:1")
+    world.line.late = 10
+    assert refuse(world, "a", "r", count=2) is OutcomeUnknown
+    world.wait(10)
+    world.reconcile()
+    assert world.allocate("a", "r", count=2).state is LeaseState.ACTIVE
+
+
 def test_a_caller_who_is_gone_before_the_commit_leaves_nothing() -> None:
     world = World()
     with pytest.raises(FabricNotReady, match="cancelled"):

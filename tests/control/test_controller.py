@@ -306,12 +306,16 @@ def test_an_activation_whose_answer_got_lost_is_found_in_the_list() -> None:
     assert there.owners == {PAIR: "a"}
 
 
-def test_a_deactivation_whose_answer_got_lost_is_found_in_the_list() -> None:
+def test_a_deactivation_whose_answer_got_lost_is_over_once_it_cannot_happen_any_more() -> None:
     there = host()
     there.activate(PAIR)
     there.line.lose_answers = True
-    there.deactivate(PAIR)
-    assert there.owners == {}
+    with pytest.raises(FabricNotReady, match="goes on by itself"):
+        there.deactivate(PAIR)
+    assert (there.active, there.controller.chooser.owners()) == (set(), {PAIR: "a"})
+    there.now += LATE
+    there.controller.reconciler.reconcile()
+    assert there.controller.chooser.owners() == {}
 
 
 def test_an_outcome_that_cannot_be_looked_at_is_unknown_until_the_same_call_settles_it() -> None:

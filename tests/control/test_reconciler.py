@@ -47,6 +47,33 @@ def test_a_deactivation_that_was_given_up_does_not_hit_the_next_tenant() -> None
     assert world.lease(lease.id).state is LeaseState.RELEASED
 
 
+def test_a_change_that_another_tool_made_meanwhile_is_waited_for_all_the_same() -> None:
+    """A list that shows what a call was for does not tell whose change it shows."""
+    world = World()
+    world.reconcile()
+    world.nvfm.activate(3, timeout=1)
+    world.line.late = 50
+    lease = world.activate("a", 3)
+    world.release(lease.id)
+    world.reconcile()
+    assert (world.active, world.lease(lease.id).state) == (set(), LeaseState.RELEASING)
+    world.wait(50)
+    assert world.active == {3}
+    world.settle()
+    assert (world.active, world.lease(lease.id).state) == (set(), LeaseState.RELEASED)
+
+    lease = world.allocate("a", "r", count=2)
+    world.line.late = 50
+    with pytest.raises(OutcomeUnknown):
+        world.release(lease.id, wait=True)
+    world.nvfm.deactivate(3, timeout=1)
+    world.reconcile()
+    with pytest.raises(NoCapacity):
+        world.allocate("b", "r", count=8)
+    world.settle()
+    assert world.allocate("b", "r", count=8).state is LeaseState.ACTIVE
+
+
 def test_a_stray_s_deactivation_that_was_given_up_keeps_its_gpus_from_everybody() -> None:
     world = World()
     world.nvfm.activate(3, timeout=1)
@@ -57,6 +84,26 @@ def test_a_stray_s_deactivation_that_was_given_up_keeps_its_gpus_from_everybody(
     with pytest.raises(NoCapacity):
         world.allocate("a", "r", count=8)
     world.wait(LATE)
+    assert world.allocate("a", "r", count=8).state is LeaseState.ACTIVE
+
+
+def test_a_stray_s_deactivation_that_was_given_up_is_known_to_the_next_daemon() -> None:
+    world = World()
+    world.activate("a", 3)
+    world.deactivate("a", 3)
+    world.wait(1000)
+    world.store.compact(leases_before=world.now, entries_before=world.now)
+    world.nvfm.activate(3, timeout=1)
+    world.line.late = 50
+    with pytest.raises(OutcomeUnknown):
+        world.deactivate("a", 3)
+    world.deactivate("a", 3)
+    world.restart_daemon()
+    with pytest.raises(NoCapacity):
+        world.allocate("a", "r", count=8)
+    world.restart_daemon()
+    world.wait(LATE)
+    world.restart_daemon()
     assert world.allocate("a", "r", count=8).state is LeaseState.ACTIVE
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import pytest
@@ -24,10 +24,19 @@ VM = Vm(UUID, "tenant", 7, frozenset({1, 3}), "a")
 LEASE = Lease("l", "a", "r", "{}", LeaseState.ACTIVE, (3,), (1, 3))
 
 
-def adopted(*vms: Vm, book: Book | None = None, named: Mapping[str, str] | None = None) -> Adoption:
+def adopted(
+    *vms: Vm, book: Book | None = None, named: Mapping[str, str] | None = None, unsettled: Collection[int] = ()
+) -> Adoption:
     ids = itertools.count(1)
     return adopt.adopt(
-        book or Book(), LISTED, vms, named or {}, now=9.0, generation=2, new_id=lambda: f"id-{next(ids)}"
+        book or Book(),
+        LISTED,
+        vms,
+        named or {},
+        now=9.0,
+        generation=2,
+        new_id=lambda: f"id-{next(ids)}",
+        unsettled=unsettled,
     )
 
 
@@ -37,7 +46,7 @@ def test_an_active_partition_is_the_lease_of_the_one_vm_that_has_exactly_its_gpu
     assert entry.lease == Lease(
         id="id-1",
         owner="a",
-        request_id=f"adopted-{UUID}",
+        request_id="adopted-id-1",
         request="{}",
         state=LeaseState.ACTIVE,
         partitions=(3,),
@@ -80,6 +89,13 @@ def test_what_is_ambiguous_is_left_with_the_reason(vms: tuple[Vm, ...], why: str
 
 def test_what_a_lease_holds_is_not_adopted_again() -> None:
     assert adopted(VM, book=Book(leases={"l": LEASE})) == Adoption()
+
+
+def test_nothing_is_adopted_whose_gpus_a_lease_has_or_that_a_late_call_may_change() -> None:
+    wider = replace(LEASE, partitions=(1,), gpus=(1, 2, 4), spare=(3,))
+    assert adopted(VM, book=Book(leases={"l": wider})).left == ("partition 3: lease l has its GPUs",)
+    found = adopted(VM, unsettled=(3,))
+    assert (found.entries, "may take effect yet" in found.left[0]) == ((), True)
 
 
 def test_a_journal_s_last_word_on_each_lease_and_mark_counts() -> None:

@@ -77,14 +77,17 @@ def test_what_a_caller_waits_for_no_more_is_undone() -> None:
 
 def test_an_undone_lease_leaves_no_trace_once_its_partition_is_inactive() -> None:
     undone = replace(LEASE, state=LeaseState.RELEASING, ending=Ending.UNDONE)
-    assert planned(undone, seen(3)).steps == (Deactivate("a", 3),)
-    (step,) = planned(undone, seen()).steps
-    assert isinstance(step, Write)
-    assert step.entries[0].forget
+    undoing = written(planned(undone, seen(3)))
+    assert undoing == replace(undone, ending=Ending.UNDOING)
+    assert planned(undoing, seen(3)).steps == (Deactivate("a", 3),)
+    for lease in (undone, undoing):
+        (step,) = planned(lease, seen()).steps
+        assert isinstance(step, Write)
+        assert (step.entries[0].what, step.entries[0].forget) == ("undone", True)
 
 
 def test_a_call_that_was_given_up_is_waited_for_before_its_gpus_are_free() -> None:
-    lease = replace(LEASE, state=LeaseState.RELEASING, ending=Ending.UNDONE, unsettled_until=1001.0)
+    lease = replace(LEASE, state=LeaseState.RELEASING, ending=Ending.UNDOING, unsettled_until=1001.0)
     waiting = planned(lease, seen())
     assert waiting.steps == ()
     assert "may take effect" in waiting.drift[0]
