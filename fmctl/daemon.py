@@ -17,17 +17,19 @@ from fmctl.control.discovery import NoBoard
 from fmctl.control.domain import World
 from fmctl.control.gate import HostGate
 from fmctl.control.gpus import Gpus
+from fmctl.control.hook import Hook, ServiceVmStart
 from fmctl.control.logs import MAX_LINES, GuestLogs
 from fmctl.control.monitor import Monitor
 from fmctl.control.operator import Operator
 from fmctl.control.servicevm import LONGEST_TURN, ServiceVm
 from fmctl.core.address import Address, UnixAddress, VsockAddress
-from fmctl.core.answers import FabricState, ServiceVmStatus
+from fmctl.core.answers import FabricState, GateStatus, HookLoad, ServiceVmStatus
 from fmctl.core.book import Kind
 from fmctl.core.errors import FmctlError, InvalidDocument, StoreUnusable
+from fmctl.core.hook import Rules as HookRules
 from fmctl.core.loglines import KeptLog
 from fmctl.core.platform import Platform
-from fmctl.core.ports import Hypervisor
+from fmctl.core.ports import Hypervisor, Store
 from fmctl.core.rules import Rules as LeaseRules
 from fmctl.core.servicevm import Rules
 from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
@@ -41,7 +43,7 @@ from fmctl.rpc import vsock
 from fmctl.rpc.agent_client import AgentClient
 from fmctl.rpc.probe import Probe
 from fmctl.rpc.relay import Relay
-from fmctl.rpc.server import CONTROLLER_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
+from fmctl.rpc.server import CONTROLLER_SERVICE, HOOK_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
 from fmctl.rpc.services import services
 from fmctl.watchdog import Watchdog
 
@@ -137,11 +139,14 @@ class _Daemon:
             call_timeout=settings.call_timeout_s,
             started=time.time(),
             simulated=simulated,
+            lock=self._gate,
         )
+        self._hook = self._to_libvirt()
+        operator = Operator(self._service_vm) if self._service_vm else None
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
-            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE),
-            services(self._controller, Operator(self._service_vm) if self._service_vm else None, self._log),
+            (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, HOOK_SERVICE),
+            services(self._controller, operator, self._log, hook=self._hook),
             simulated=lambda: self._controller.simulated,
         )
 
@@ -180,6 +185,7 @@ class _Daemon:
         """Fabric Manager's state, and the service manager told of it; the monitor's turn."""
         self._beat()
         state, message = self._controller.refresh()
+        self._hook.look()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
             self._notifier.status(told)
@@ -223,6 +229,32 @@ class _Daemon:
             record=lambda what, detail: self._controller.record(Kind.SERVICE_VM, what, detail),
         )
 
+    def _to_libvirt(self) -> Hook:
+        """What answers libvirt's hook."""
+        settings, host, controller = self._settings, self._host, self._controller
+        keeper = self._service_vm
+        return Hook(
+            controller.store,
+            controller.fabric,
+            controller.leases,
+            _Unparked(controller.store),
+            host.hook_files(Path(settings.run_dir.path)),
+            inventory=host.inventory,
+            gpu_map=host.gpu_map(settings),
+            generation=lambda: keeper.status().fabric_generation if keeper else 0,
+            observed=lambda: controller.reconciler.observed,
+            service_vm=ServiceVmStart(
+                str(settings.service_vm.uuid), (lambda: keeper.own.starting) if keeper else (lambda: None)
+            ),
+            rules=HookRules(settings.non_gpu_domains, settings.lease_on_start),
+            wake=lambda: self._monitor.wake(),
+        )
+
+    def _gate(self) -> GateStatus:
+        load = self._hook.load
+        degraded = "" if load in (HookLoad.UNKNOWN, HookLoad.LOADED) else _HOOK_HELP[load]
+        return GateStatus(load, degraded)
+
     def _to_agent(self) -> Relay | None:
         """What carries calls to an agent that is reached over vsock."""
         where = self._agent_address.where
@@ -243,6 +275,30 @@ class _Daemon:
     def _failure(self) -> FmctlError | None:
         """Why the agent was not reached, as far as the relay knows."""
         return self._relay.last_failure if self._relay else None
+
+
+_HOOK_HELP = {
+    HookLoad.NOT_INSTALLED: "libvirt has no hook of fmctl: `make install` puts it in its place",
+    HookLoad.NOT_LOADED: "libvirt has not called fmctl's hook since it started: `systemctl restart libvirtd`",
+}
+
+
+class _Unparked:
+    """GPUs that are ready at all times."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def ready(self) -> frozenset[str]:
+        """Every lease."""
+        return frozenset(self._store.book.leases)
+
+    def prepare(self, lease_id: str, *, timeout: float) -> None:
+        """Nothing is to be done."""
+
+    def hand_over(self, lease_id: str) -> None:
+        """Nothing is held."""
 
 
 def _in_words(state: FabricState, service_vm: ServiceVmStatus | None) -> str:

@@ -28,13 +28,14 @@ from fmctl.core.hostprep import FileState, Preparation
 from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
 from fmctl.core.platform import Platform
-from fmctl.core.ports import ImageStore, Kernel, PciBus, VfioDevices
+from fmctl.core.ports import HookFiles, ImageStore, Kernel, PciBus, VfioDevices
 from fmctl.core.settings import AbsolutePath, DaemonSettings
 from fmctl.core.signature import Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
 from fmctl.host import capacity, keyfiles, rebuild, storefile
+from fmctl.host.hookfiles import HostHookFiles
 from fmctl.host.hostfiles import HostFiles
 from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
@@ -67,6 +68,8 @@ class Host:
     """What it has for the memory of VMs; raises FmctlError."""
     qemu: Callable[[str], QemuVersion | None]
     """What the QEMU of that name says of itself; None where it cannot be asked."""
+    hook_files: Callable[[Path], HookFiles]
+    """What it keeps of libvirt's hook, in that folder of the daemon's."""
     lock: Callable[[], AbstractContextManager[None]] = nullcontext
     files: HostFiles | None = None
     """Its files; a pretended host has none."""
@@ -138,6 +141,7 @@ def this_host(platform: str = "", root: Path = Path("/")) -> Host:
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,
+        functools.partial(HostHookFiles, root),
         functools.partial(locked, root / "run" / "fmctl" / "host.lock"),
         HostFiles(root),
     )
@@ -154,8 +158,17 @@ def pretended_host(platform: str) -> Host:
 def around(simulated: SimulatedHost, board: Platform) -> Host:
     """A pretended host, put together."""
     from fmctl.sim.capacity import CAPACITY, QEMU
+    from fmctl.sim.hookfiles import MemoryHookFiles
 
-    return Host(simulated.bus, simulated.kernel, simulated.devices, [board], lambda: CAPACITY, lambda program: QEMU)
+    return Host(
+        simulated.bus,
+        simulated.kernel,
+        simulated.devices,
+        [board],
+        lambda: CAPACITY,
+        lambda program: QEMU,
+        lambda run_dir: MemoryHookFiles(),
+    )
 
 
 def tenant_vm(settings: DaemonSettings, vm: TenantVm) -> Rendered:

@@ -71,6 +71,13 @@ class OwnDomain:
         self._world = world
         self._settings = settings
         self._parked = False
+        self._starting = ""
+
+    @property
+    def starting(self) -> str:
+        """The fingerprint of the document with which it was started last; empty where it was not, since this process
+        began."""
+        return self._starting
 
     @property
     def uuid(self) -> str:
@@ -139,6 +146,7 @@ class OwnDomain:
         self._world.vfio.park_unheld(inventory, _gpus(inventory))
         self._parked = False
         self._world.vfio.bind(inventory, _switches(inventory))
+        self._starting = rendered.fingerprint
         self._world.hypervisor.create(rendered.xml, timeout=CREATE_TIMEOUT)
         what = f"image {image.name}" if image else "what the settings name"
         log.info("the Service VM is started from %s with %d devices", what, len(_switches(inventory)))

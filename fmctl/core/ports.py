@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from fmctl.core.answers import AgentStatus, FabricFacts, ProcessState, ServiceVmStatus, StartMode
+    from fmctl.core.answers import AgentStatus, FabricFacts, HookLoad, ProcessState, ServiceVmStatus, StartMode
     from fmctl.core.book import Book, Entry
     from fmctl.core.domain import Domain
     from fmctl.core.image import Image
@@ -267,6 +267,19 @@ class Gate(Protocol):
 
     def status(self) -> ServiceVmStatus:
         """The Service VM, as it was last seen; never waits."""
+
+
+class HookFiles(Protocol):
+    """What this host keeps of libvirt's hook: whether it is called, and what it must know while no daemon runs."""
+
+    def load(self) -> HookLoad:
+        """Whether libvirt calls the hook: it does where the libvirt that called it last still runs."""
+
+    def called(self, pid: int) -> None:
+        """Note that the process `pid` called the hook; one that is not libvirt's counts for nothing."""
+
+    def keep(self, managed: Collection[Bdf]) -> None:
+        """Tell the hook which functions are the board's, from now on and while no daemon runs; never raises."""
 
 
 class ImageStore(Protocol):

@@ -29,3 +29,11 @@ class Rules:
     mode: Mode = Mode.AUTO
     unowned: Unowned = Unowned.REPORT
     release_gone_after: float | None = None
+
+
+class NonGpuDomains(str, Enum):
+    """What becomes of a domain that has none of the board's functions."""
+
+    ALLOW = "allow"
+    WARN = "warn"
+    REFUSE = "refuse"

@@ -37,6 +37,7 @@ MANAGER_SERVICE = "fmctl.v1.FabricManagerService"
 CONTROLLER_SERVICE = "fmctl.v1.FabricControllerService"
 SERVICE_VM_SERVICE = "fmctl.v1.ServiceVmService"
 LEASE_SERVICE = "fmctl.v1.LeaseService"
+HOOK_SERVICE = "fmctl.v1.HookService"
 
 Add = Callable[[grpc.Server], Callable[[], None] | None]
 """Registers services; what it returns ends those of their calls that have no end of their own, before a stop."""

@@ -8,12 +8,15 @@ from collections.abc import Callable
 import grpc
 
 from fmctl.control.controller import FabricController
+from fmctl.control.hook import Hook
 from fmctl.control.operator import Operator
 from fmctl.core.loglines import KeptLog
 from fmctl.rpc.controller import FabricControllerServicer
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
+from fmctl.rpc.fmctl.v1.hook_pb2_grpc import add_HookServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.lease_pb2_grpc import add_LeaseServiceServicer_to_server
 from fmctl.rpc.fmctl.v1.service_vm_pb2_grpc import add_ServiceVmServiceServicer_to_server
+from fmctl.rpc.hooks import HookServicer
 from fmctl.rpc.leases import LeaseServicer
 from fmctl.rpc.server import Add
 from fmctl.rpc.servicevm import ServiceVmServicer
@@ -25,10 +28,11 @@ def services(
     operator: Operator | None,
     log: Callable[[int], KeptLog],
     watches: Watches | None = None,
+    hook: Hook | None = None,
 ) -> Add:
     """Registers them; without a Service VM of ours its changes are refused. `log` tells its newest lines.
 
-    `watches` holds the streams that `LeaseService` may have.
+    `watches` holds the streams that `LeaseService` may have; without a `hook` libvirt's gets no answer.
     """
     streams = watches or Watches()
 
@@ -37,6 +41,8 @@ def services(
         servicer = ServiceVmServicer(operator, log, lambda: controller.simulated)
         add_ServiceVmServiceServicer_to_server(servicer, server)
         add_LeaseServiceServicer_to_server(LeaseServicer(controller, streams), server)
+        if hook is not None:
+            add_HookServiceServicer_to_server(HookServicer(hook, lambda: controller.simulated), server)
         return streams.close
 
     return add

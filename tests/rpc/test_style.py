@@ -13,6 +13,7 @@ from fmctl.rpc.fmctl.v1 import (
     errors_pb2,
     fabric_controller_pb2,
     fabric_manager_pb2,
+    hook_pb2,
     lease_pb2,
     partition_pb2,
     service_vm_pb2,
@@ -20,7 +21,15 @@ from fmctl.rpc.fmctl.v1 import (
 
 FILES: list[FileDescriptor] = [
     module.DESCRIPTOR
-    for module in (errors_pb2, fabric_controller_pb2, fabric_manager_pb2, lease_pb2, partition_pb2, service_vm_pb2)
+    for module in (
+        errors_pb2,
+        fabric_controller_pb2,
+        fabric_manager_pb2,
+        hook_pb2,
+        lease_pb2,
+        partition_pb2,
+        service_vm_pb2,
+    )
 ]
 SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 PASCAL = re.compile(r"([A-Z][a-z0-9]+)+")
