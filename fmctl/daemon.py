@@ -21,6 +21,8 @@ from fmctl.control.hook import Hook, ServiceVmStart
 from fmctl.control.logs import MAX_LINES, GuestLogs
 from fmctl.control.monitor import Monitor
 from fmctl.control.operator import Operator
+from fmctl.control.parking import Parking
+from fmctl.control.rounds import Rounds
 from fmctl.control.servicevm import LONGEST_TURN, ServiceVm
 from fmctl.core.address import Address, UnixAddress, VsockAddress
 from fmctl.core.answers import FabricState, GateStatus, HookLoad, ServiceVmStatus
@@ -29,7 +31,7 @@ from fmctl.core.errors import FmctlError, InvalidDocument, StoreUnusable
 from fmctl.core.hook import Rules as HookRules
 from fmctl.core.loglines import KeptLog
 from fmctl.core.platform import Platform
-from fmctl.core.ports import Hypervisor, Store
+from fmctl.core.ports import Hypervisor
 from fmctl.core.rules import Rules as LeaseRules
 from fmctl.core.servicevm import Rules
 from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
@@ -53,13 +55,15 @@ PROBE_INTERVAL = 10.0
 """Seconds between two calls that the daemon makes to itself, for the watchdog."""
 LONGEST_PROBE = 60.0
 """Seconds for which none of them may be answered."""
+LONGEST_GUARD = 600.0
+"""Seconds that a turn of the gate may take: each write to sysfs has 60 s, and a release its own."""
 LONGEST_LOOK = 60.0
 """Seconds that the monitor's turn may take: two calls to the agent with deadlines of 5 s, its pause, and a margin."""
 
 
 def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, whether the agent answers or not; raises FmctlError where that is not possible."""
-    notifier = notify.take()
+    notifier, stored = notify.take(), notify.stored()
     process.hold_lifeline()
     managed = settings.service_vm.managed
     if managed != (settings.agent is None):
@@ -69,7 +73,8 @@ def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
             fix="set service_vm.managed: false with agent, or neither of them",
         )
     hypervisor = _libvirt(settings.libvirt_uri) if managed else None
-    _Daemon(settings, local.this_host(settings.platform), hypervisor, notifier, insecure_tcp=insecure_tcp).run()
+    host = local.this_host(settings.platform, store=notifier, stored=stored)
+    _Daemon(settings, host, hypervisor, notifier, insecure_tcp=insecure_tcp).run()
 
 
 def run_simulated(settings: DaemonSettings, platform: str, state_dir: Path | None, *, insecure_tcp: bool) -> None:
@@ -141,12 +146,27 @@ class _Daemon:
             simulated=simulated,
             lock=self._gate,
         )
+        self._parking = Parking(
+            self._controller.store,
+            host.vfio(tell=_log_step),
+            host.devices,
+            inventory=host.inventory,
+            gpu_map=host.gpu_map(settings),
+            observed=lambda: self._controller.reconciler.observed,
+            service_vm=str(settings.service_vm.uuid) if hypervisor else "",
+        )
         self._hook = self._to_libvirt()
+        self._rounds = Rounds(
+            "gate",
+            self._guard,
+            interval=settings.poll_interval_s,
+            beat=self._watchdog.loop("gate", longest=LONGEST_GUARD + settings.poll_interval_s),
+        )
         operator = Operator(self._service_vm) if self._service_vm else None
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, HOOK_SERVICE),
-            services(self._controller, operator, self._log, hook=self._hook),
+            services(self._controller, operator, self._log, hook=self._hook, parking=self._parking),
             simulated=lambda: self._controller.simulated,
         )
 
@@ -160,10 +180,11 @@ class _Daemon:
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
                 self._hypervisor.watch(self._monitor.wake)
+                self._hypervisor.watch(self._rounds.wake)
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            for part in (self._relay, self._service_vm, self._logs, self._monitor):
+            for part in (self._relay, self._rounds, self._service_vm, self._logs, self._monitor):
                 if part is not None:
                     stack.enter_context(part)
             self._watch(stack)
@@ -185,12 +206,16 @@ class _Daemon:
         """Fabric Manager's state, and the service manager told of it; the monitor's turn."""
         self._beat()
         state, message = self._controller.refresh()
-        self._hook.look()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
             self._notifier.status(told)
         self._told = told
         return state, message
+
+    def _guard(self) -> None:
+        """Keep VMs from GPUs that are not theirs; the turn of the gate."""
+        self._hook.look()
+        self._parking.step()
 
     def _fabric_changed(self, state: FabricState) -> None:
         self._server.fabric_changed(state)
@@ -214,6 +239,7 @@ class _Daemon:
             lambda: self._controller.active(),
             FileGeneration(Path(settings.state_dir.path) / "fabric-generation"),
             host.images(settings),
+            lambda inventory: self._parking.park(inventory),
         )
         rules = Rules(
             settings.service_vm_restart, settings.service_vm.start_timeout_s, settings.service_vm.restart_limit
@@ -237,7 +263,7 @@ class _Daemon:
             controller.store,
             controller.fabric,
             controller.leases,
-            _Unparked(controller.store),
+            self._parking,
             host.hook_files(Path(settings.run_dir.path)),
             inventory=host.inventory,
             gpu_map=host.gpu_map(settings),
@@ -247,13 +273,13 @@ class _Daemon:
                 str(settings.service_vm.uuid), (lambda: keeper.own.starting) if keeper else (lambda: None)
             ),
             rules=HookRules(settings.non_gpu_domains, settings.lease_on_start),
-            wake=lambda: self._monitor.wake(),
+            wake=lambda: self._rounds.wake(),
         )
 
     def _gate(self) -> GateStatus:
         load = self._hook.load
         degraded = "" if load in (HookLoad.UNKNOWN, HookLoad.LOADED) else _HOOK_HELP[load]
-        return GateStatus(load, degraded)
+        return GateStatus(load, degraded, self._parking.alarms)
 
     def _to_agent(self) -> Relay | None:
         """What carries calls to an agent that is reached over vsock."""
@@ -281,24 +307,6 @@ _HOOK_HELP = {
     HookLoad.NOT_INSTALLED: "libvirt has no hook of fmctl: `make install` puts it in its place",
     HookLoad.NOT_LOADED: "libvirt has not called fmctl's hook since it started: `systemctl restart libvirtd`",
 }
-
-
-class _Unparked:
-    """GPUs that are ready at all times."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    @property
-    def ready(self) -> frozenset[str]:
-        """Every lease."""
-        return frozenset(self._store.book.leases)
-
-    def prepare(self, lease_id: str, *, timeout: float) -> None:
-        """Nothing is to be done."""
-
-    def hand_over(self, lease_id: str) -> None:
-        """Nothing is held."""
 
 
 def _in_words(state: FabricState, service_vm: ServiceVmStatus | None) -> str:

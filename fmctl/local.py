@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from fmctl.core.hostprep import FileState, Preparation
 from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
 from fmctl.core.platform import Platform
-from fmctl.core.ports import HookFiles, ImageStore, Kernel, PciBus, VfioDevices
+from fmctl.core.ports import DescriptorStore, HookFiles, ImageStore, Kernel, PciBus, VfioDevices
 from fmctl.core.settings import AbsolutePath, DaemonSettings
 from fmctl.core.signature import Trust
 from fmctl.core.template import Template
@@ -132,12 +132,20 @@ class Host:
         return tenantvm.Host(found, gpu_map or gpumap.in_order(found), self.capacity(), qemu)
 
 
-def this_host(platform: str = "", root: Path = Path("/")) -> Host:
-    """The host that this process runs on, with the named board or any; `root` has its sys, dev, proc, etc and run."""
+def this_host(
+    platform: str = "",
+    root: Path = Path("/"),
+    store: DescriptorStore | None = None,
+    stored: Mapping[str, int] | None = None,
+) -> Host:
+    """The host that this process runs on, with the named board or any; `root` has its sys, dev, proc, etc and run.
+
+    `store` holds IOMMU groups while the process is started again, and `stored` is what it held.
+    """
     return Host(
         Sysfs(root / "sys"),
         HostKernel(root),
-        VfioFiles(root),
+        VfioFiles(root, store=store, stored=stored),
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,

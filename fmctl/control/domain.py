@@ -62,6 +62,8 @@ class World:
     generation: Generation
     images: ImageStore | None = None
     """None where the settings name the files that it boots."""
+    park: Callable[[Inventory], object] | None = None
+    """Parks the GPUs that no VM may open; raises as `Vfio.park_unheld`, which does so without it."""
 
 
 class OwnDomain:
@@ -143,7 +145,10 @@ class OwnDomain:
         images = self._world.images
         image = None if images is None else images.vouched(_chosen(images))
         rendered = self._world.render(inventory, image)
-        self._world.vfio.park_unheld(inventory, _gpus(inventory))
+        if self._world.park is not None:
+            self._world.park(inventory)
+        else:
+            self._world.vfio.park_unheld(inventory, _gpus(inventory))
         self._parked = False
         self._world.vfio.bind(inventory, _switches(inventory))
         self._starting = rendered.fingerprint

@@ -203,8 +203,31 @@ class VfioDevices(Protocol):
     def holders(self, group: int) -> tuple[Holder, ...] | None:
         """The processes that have the group open; None if nobody has, and empty if somebody has who cannot be seen.
 
-        Raises FmctlError without the privileges to tell.
+        A group that is kept is nobody's. Raises FmctlError without the privileges to tell.
         """
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """The groups that are kept."""
+
+    def keep(self, group: int) -> None:
+        """Open the group, so that nobody else can, also while this daemon is started again; does nothing to devices.
+
+        Raises VmRunning where somebody has it, and FmctlError where there is nothing to open.
+        """
+
+    def give_up(self, groups: Collection[int]) -> None:
+        """Keep these groups no longer: once this returns, somebody else can open them. Those not kept stay so."""
+
+
+class DescriptorStore(Protocol):
+    """Who holds open files for this process while it is started again; a lost message costs no more than that."""
+
+    def store(self, name: str, descriptor: int) -> None:
+        """Hold another descriptor of an open file, under that name."""
+
+    def discard(self, names: Collection[str]) -> None:
+        """Close what is held under these names; it is once this returns, or a second has passed."""
 
 
 class Kernel(Protocol):

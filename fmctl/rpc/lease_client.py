@@ -65,6 +65,16 @@ class LeaseClient(Client):
             request.labels.CopyFrom(messages.Labels(labels=labels))
         return _leased(self.call(self._stub.UpdateLease, request, timeout, changes=True))
 
+    def prepare(self, lease_id: str, *, timeout: float, owner: str = "") -> Leased:
+        """Get a lease's GPUs ready, and keep everybody from them until they are handed over."""
+        request = messages.PrepareLeaseRequest(lease_id=lease_id, owner=owner)
+        return _leased(self.call(self._stub.PrepareLease, request, timeout, changes=True))
+
+    def hand_over(self, lease_id: str, *, timeout: float, owner: str = "") -> Leased:
+        """Let the lease's VM open its GPUs, once this returns."""
+        request = messages.HandOverLeaseRequest(lease_id=lease_id, owner=owner)
+        return _leased(self.call(self._stub.HandOverLease, request, timeout, changes=True))
+
     def lease(self, lease_id: str, *, timeout: float) -> Leased:
         """One lease, also one that is over; raises NoSuchLease."""
         return _leased(self.call(self._stub.GetLease, messages.GetLeaseRequest(lease_id=lease_id), timeout))

@@ -10,6 +10,7 @@ import grpc
 from fmctl.control.controller import FabricController
 from fmctl.control.hook import Hook
 from fmctl.control.operator import Operator
+from fmctl.control.parking import Parking
 from fmctl.core.loglines import KeptLog
 from fmctl.rpc.controller import FabricControllerServicer
 from fmctl.rpc.fmctl.v1.fabric_controller_pb2_grpc import add_FabricControllerServiceServicer_to_server
@@ -29,10 +30,12 @@ def services(
     log: Callable[[int], KeptLog],
     watches: Watches | None = None,
     hook: Hook | None = None,
+    parking: Parking | None = None,
 ) -> Add:
     """Registers them; without a Service VM of ours its changes are refused. `log` tells its newest lines.
 
-    `watches` holds the streams that `LeaseService` may have; without a `hook` libvirt's gets no answer.
+    `watches` holds the streams that `LeaseService` may have; without a `hook` libvirt's gets no answer, and without
+    `parking` no GPU is made ready.
     """
     streams = watches or Watches()
 
@@ -40,7 +43,7 @@ def services(
         add_FabricControllerServiceServicer_to_server(FabricControllerServicer(controller), server)
         servicer = ServiceVmServicer(operator, log, lambda: controller.simulated)
         add_ServiceVmServiceServicer_to_server(servicer, server)
-        add_LeaseServiceServicer_to_server(LeaseServicer(controller, streams), server)
+        add_LeaseServiceServicer_to_server(LeaseServicer(controller, streams, parking), server)
         if hook is not None:
             add_HookServiceServicer_to_server(HookServicer(hook, lambda: controller.simulated), server)
         return streams.close

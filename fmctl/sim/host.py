@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
+from fmctl.core.domain import Domain
 from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
@@ -33,18 +35,18 @@ class SimulatedHost:
         self.devices = SimulatedVfio(self.bus)
         self.hypervisor = SimulatedHypervisor(guest, Hardware(self._opened, self._closed))
 
-    def _opened(self, bdfs: Sequence[Bdf]) -> None:
+    def _opened(self, domain: Domain) -> None:
         with contextlib.ExitStack() as undo:
-            for group in self._groups(bdfs):
+            for group in self._groups(domain.hostdevs):
                 try:
-                    self.devices.hold(group, QEMU)
+                    self.devices.hold(group, replace(QEMU, vm_uuid=domain.uuid))
                 except OSError as error:
                     raise FmctlError(f"vfio /dev/vfio/{group}: {error.strerror}") from error
                 undo.callback(self.devices.let_go, group)
             undo.pop_all()
 
-    def _closed(self, bdfs: Sequence[Bdf]) -> None:
-        for group in self._groups(bdfs):
+    def _closed(self, domain: Domain) -> None:
+        for group in self._groups(domain.hostdevs):
             self.devices.let_go(group)
 
     def _groups(self, bdfs: Sequence[Bdf]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from fmctl.control.agent import LocalAgent
 from fmctl.control.controller import FabricController
 from fmctl.control.gpus import Gpus
 from fmctl.control.hook import Hook, ServiceVmStart
+from fmctl.control.parking import Parking
 from fmctl.control.vfio import Vfio
 from fmctl.core import gpumap
 from fmctl.core.address import Address
@@ -119,7 +120,15 @@ class Host:
         self.hook = self._hook()
         self.hook.look()
         names = (CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, HOOK_SERVICE)
-        add = services(self.controller, None, lambda lines: KeptLog((), 0), self.watches, self.hook)
+        self.parking = Parking(
+            self.controller.store,
+            self.vfio,
+            self.machine.devices,
+            inventory=self.inventory,
+            gpu_map=gpumap.in_order,
+            observed=lambda: self.controller.reconciler.observed,
+        )
+        add = services(self.controller, None, lambda lines: KeptLog((), 0), self.watches, self.hook, self.parking)
         self._server.enter_context(
             Server(Listening(self.address, reflection=True), names, add, simulated=lambda: self.controller.simulated)
         )
