@@ -19,8 +19,8 @@ import click
 from fmctl.cli import options
 from fmctl.cli.options import Connection
 from fmctl.core.address import Address
+from fmctl.core.asking import DECIDES, MAX_DOCUMENT, NVIDIA, Asking, HostDevice, Verdict
 from fmctl.core.errors import FmctlError
-from fmctl.core.hook import DECIDES, MAX_DOCUMENT, NVIDIA, Asking, HostDevice, Verdict
 
 ANSWER_WITHIN = 3.5
 """Seconds from here to a decision. Five are promised: the rest is for a busy machine to start this process."""

@@ -21,9 +21,10 @@ from fmctl.control.fabric import Fabric
 from fmctl.control.leases import Leases
 from fmctl.core import hook
 from fmctl.core.answers import HookLoad
+from fmctl.core.asking import DECIDES, MAX_DOCUMENT, Asking, Decision, Verdict
 from fmctl.core.errors import BadRequest, FabricNotReady, FmctlError
 from fmctl.core.gpumap import GpuMap
-from fmctl.core.hook import Asking, Board, Decision, Known, Rules, Verdict
+from fmctl.core.hook import Board, Known, Rules
 from fmctl.core.inventory import Inventory
 from fmctl.core.lease import LeaseState
 from fmctl.core.plan import ACTOR
@@ -138,7 +139,7 @@ class Hook:
         """
         self._files.called(caller)
         asking = _asking(xml)
-        if operation not in hook.DECIDES:
+        if operation not in DECIDES:
             self._told(operation, asking)
             return Decision(Verdict.START)
         decision = self._decide(asking)
@@ -227,8 +228,8 @@ class Hook:
 
 def _asking(xml: str) -> Asking:
     """The domain that asks; raises BadRequest."""
-    if len(xml) > hook.MAX_DOCUMENT:
-        raise BadRequest("the domain is refused", why=f"its document has more than {hook.MAX_DOCUMENT} bytes")
+    if len(xml) > MAX_DOCUMENT:
+        raise BadRequest("the domain is refused", why=f"its document has more than {MAX_DOCUMENT} bytes")
     try:
         return Asking.from_xml(xml)
     except (ValueError, RecursionError) as error:

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 
 from fmctl.core.address import Address
-from fmctl.core.hook import Decision, Verdict
-from fmctl.rpc.client import Client
+from fmctl.core.asking import Decision, Verdict
+from fmctl.rpc.dial import Client
 from fmctl.rpc.fmctl.v1 import hook_pb2 as messages
 from fmctl.rpc.fmctl.v1.hook_pb2_grpc import HookServiceStub
 

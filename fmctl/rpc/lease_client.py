@@ -18,7 +18,7 @@ from fmctl.core.errors import AgentUnreachable, Compacted, FmctlError
 from fmctl.core.leased import Capacity, Event, Explanation, Fit, Leased, LeaseList, Reconciliation
 from fmctl.core.request import Request
 from fmctl.rpc import convert_host, convert_lease, errors, keepalive
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.fmctl.v1 import lease_pb2 as messages
 from fmctl.rpc.fmctl.v1.lease_pb2_grpc import LeaseServiceStub
 

@@ -21,7 +21,7 @@ from fmctl.core.address import Address, TcpAddress, UnixAddress
 from fmctl.core.answers import FabricState
 from fmctl.core.errors import BadRequest, FmctlError
 from fmctl.rpc import errors, keepalive
-from fmctl.rpc.client import target
+from fmctl.rpc.dial import target
 from fmctl.rpc.unixsocket import SocketPlace
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import pytest
 from fmctl.cli.hook import MANAGED, HookCall, managed
 from fmctl.core.address import Address
 from fmctl.core.answers import HookLoad
+from fmctl.core.asking import HostDevice
 from fmctl.core.errors import FmctlError
-from fmctl.core.hook import HostDevice
 from fmctl.core.pci import Bdf
 from fmctl.core.request import Request
 from tests.core.test_hook import VM, document, hostdev

@@ -10,8 +10,9 @@ import pytest
 from fmctl.control.hook import START_TIMEOUT, Hook, ServiceVmStart
 from fmctl.core import gpumap
 from fmctl.core.answers import HookLoad
+from fmctl.core.asking import Verdict
 from fmctl.core.errors import BadRequest, FabricNotReady, FmctlError
-from fmctl.core.hook import Rules, Verdict
+from fmctl.core.hook import Rules
 from fmctl.core.lease import LeaseState
 from fmctl.core.plan import Mode
 from fmctl.core.plan import Rules as LeaseRules

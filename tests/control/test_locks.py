@@ -9,8 +9,9 @@ import pytest
 
 from fmctl.control.hook import Hook, ServiceVmStart
 from fmctl.core import gpumap
+from fmctl.core.asking import Verdict
 from fmctl.core.domain import DomainRefused
-from fmctl.core.hook import Rules, Verdict
+from fmctl.core.hook import Rules
 from fmctl.core.lease import LeaseState
 from fmctl.core.vfio import VFIO_PCI
 from fmctl.sim.hookfiles import MemoryHookFiles

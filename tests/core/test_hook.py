@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from fmctl.core.asking import Asking, Decision, HostDevice, Verdict
 from fmctl.core.book import Book, Kind, Mark, MarkKind
-from fmctl.core.hook import Asking, Board, Decision, HostDevice, Known, Rules, Verdict, decide
+from fmctl.core.hook import Board, Known, Rules, decide
 from fmctl.core.inventory import Role
 from fmctl.core.lease import Lease, LeaseState
 from fmctl.core.pci import Bdf

@@ -8,7 +8,7 @@ import pytest
 
 from fmctl.cli.hook import MANAGED, managed
 from fmctl.core.answers import HookLoad
-from fmctl.core.hook import HostDevice
+from fmctl.core.asking import HostDevice
 from fmctl.core.pci import Bdf
 from fmctl.host.hookfiles import HOOK, HostHookFiles
 

@@ -29,7 +29,7 @@ from fmctl.core.loglines import KeptLog
 from fmctl.core.partition import PartitionList
 from fmctl.core.request import Request
 from fmctl.core.rules import Mode, Rules
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.lease_client import LeaseClient
 from fmctl.rpc.server import CONTROLLER_SERVICE, HOOK_SERVICE, LEASE_SERVICE, SERVICE_VM_SERVICE, Listening, Server
 from fmctl.rpc.services import services
