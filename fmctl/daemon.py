@@ -154,6 +154,7 @@ class _Daemon:
             gpu_map=host.gpu_map(settings),
             observed=lambda: self._controller.reconciler.observed,
             service_vm=str(settings.service_vm.uuid) if hypervisor else "",
+            takes_from_host=hypervisor is not None,
         )
         self._hook = self._to_libvirt()
         self._rounds = Rounds(
@@ -177,6 +178,7 @@ class _Daemon:
         with contextlib.ExitStack() as stack:
             stack.callback(self._store.close)
             self._controller.reconciler.meet_vms()
+            self._hook.see()
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
                 self._hypervisor.watch(self._monitor.wake)

@@ -157,8 +157,11 @@ class OwnDomain:
         log.info("the Service VM is started from %s with %d devices", what, len(_switches(inventory)))
 
     def park(self, inventory: Inventory | None) -> None:
-        """Take the driver from what it had, once, so that nothing else can open it; never raises."""
-        if inventory is None or self._parked:
+        """Take the driver from what it had, so that nothing else can open it; never raises. What is held is left."""
+        if inventory is None:
+            return
+        drivers = [device.function.driver for device in inventory.devices if device.role is not Role.GPU]
+        if self._parked and not any(drivers):
             return
         try:
             self._parked = not self._world.vfio.park_unheld(inventory, _switches(inventory))

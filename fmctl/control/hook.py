@@ -118,7 +118,13 @@ class Hook:
         return self._board
 
     def look(self) -> None:
-        """See which functions are the board's, and end the leases whose VMs they were made for; never raises."""
+        """See which functions are the board's, and end the leases of VMs that they were made for; never raises."""
+        self.see()
+        if not self._observed():
+            self._end_leases()
+
+    def see(self) -> None:
+        """See which functions are the board's, before which nothing is decided; never raises."""
         try:
             inventory = self._inventory()
             gpu_map = self._gpu_map(inventory)
@@ -129,8 +135,6 @@ class Hook:
             log.warning("which functions are the board's cannot be told: %s", error)
         if self._board is not None:
             self._files.keep(self._board.roles.keys())
-        if not self._observed():
-            self._end_leases()
 
     def check(self, operation: str, xml: str, caller: int) -> Decision:
         """Answer a call of the hook; raises BadRequest for a document that is none, and FabricNotReady before a look.

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fmctl.control.discovery import NoBoard
@@ -68,10 +68,14 @@ class Parking:
         gpu_map: Callable[[Inventory], GpuMap | None],
         observed: Callable[[], str],
         service_vm: str = "",
+        takes_from_host: bool = True,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`observed` tells why nothing is changed on this host, and `service_vm` is the UUID of fmctl's own."""
+        """`observed` tells why nothing is changed on this host, and `service_vm` is the UUID of fmctl's own.
+
+        Unless it `takes_from_host`, GPUs that a driver of the host has are left to it.
+        """
         self._store = store
         self._vfio = vfio
         self._devices = devices
@@ -79,6 +83,7 @@ class Parking:
         self._map = gpu_map
         self._observed = observed
         self._service_vm = service_vm
+        self._takes_from_host = takes_from_host
         self._clock = clock
         self._now = now
         self._lock = threading.Lock()
@@ -166,7 +171,7 @@ class Parking:
         gpus = [device.function.bdf for device in inventory.devices if device.role is Role.GPU]
         usages = self._vfio.usages(inventory, gpus)
         with self._change(HAND_OVER_WITHIN):
-            self._vfio.park_unheld(inventory, parking.to_park(usages, self._spared(), ()))
+            self._vfio.park_unheld(inventory, self._to_park(usages))
 
     def _active(self) -> list[Lease]:
         return [lease for lease in self._store.book.leases.values() if lease.state is LeaseState.ACTIVE]
@@ -247,11 +252,11 @@ class Parking:
         had = {usage.function.bdf: usage.function.driver for usage in usages}
         self._parked -= {bdf for bdf, driver in had.items() if driver}
         gpus = {bdf: gpu for gpu, bdf in seen.addresses.items()}
-        for bdf in parking.to_park(usages, self._spared(), self._parked):
+        for bdf in self._to_park(usages, self._parked):
             try:
                 with self._change(HAND_OVER_WITHIN):
                     alone = [usage for usage in usages if usage.function.bdf == bdf]
-                    if not parking.to_park(alone, self._spared(), ()) or self._vfio.park_unheld(seen.inventory, [bdf]):
+                    if not self._to_park(alone) or self._vfio.park_unheld(seen.inventory, [bdf]):
                         continue
                     self._parked.add(bdf)
             except FmctlError as error:
@@ -259,6 +264,9 @@ class Parking:
                 continue
             if had[bdf]:
                 self._commit(Entry(Kind.GPU, str(gpus.get(bdf, "")), "parked", ACTOR, f"{bdf}, from {had[bdf]}"))
+
+    def _to_park(self, usages: Iterable[Usage], parked: Collection[Bdf] = ()) -> tuple[Bdf, ...]:
+        return parking.to_park(usages, self._spared(), parked, from_host=self._takes_from_host)
 
     def _record(self, lease: Lease, what: str, detail: str = "") -> None:
         entries = _entries(lease, what, detail)

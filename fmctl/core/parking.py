@@ -10,7 +10,7 @@ from fmctl.core.book import Book
 from fmctl.core.inventory import Role
 from fmctl.core.lease import Lease
 from fmctl.core.pci import Bdf
-from fmctl.core.vfio import Usage
+from fmctl.core.vfio import VFIO_PCI, Usage
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,13 @@ def _why(gpu: int | None, lease: Lease | None, vms: Collection[str]) -> str:
     return ""
 
 
-def to_park(usages: Iterable[Usage], spared: Collection[int | None], parked: Collection[Bdf]) -> tuple[Bdf, ...]:
+def to_park(
+    usages: Iterable[Usage], spared: Collection[int | None], parked: Collection[Bdf] = (), *, from_host: bool = True
+) -> tuple[Bdf, ...]:
     """The GPUs that are to be parked: those that nobody has open, but those of the spared IOMMU groups.
 
-    One that is in `parked` was seen so, and is again only if it has a driver since.
+    One that is in `parked` was seen so, and is again only if it has a driver since. Without `from_host` none is taken
+    from a driver of the host, whose user nobody can see.
     """
     return tuple(
         usage.function.bdf
@@ -65,4 +68,5 @@ def to_park(usages: Iterable[Usage], spared: Collection[int | None], parked: Col
         and not usage.is_held
         and usage.function.iommu_group not in spared
         and (usage.function.driver or usage.function.bdf not in parked)
+        and (from_host or usage.function.driver in ("", VFIO_PCI))
     )

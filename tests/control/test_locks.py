@@ -143,7 +143,7 @@ def test_a_lease_survives_the_host_s_boot(world: Locked) -> None:
     world.lose_service_vm()
     world.store = world.store.survived()
     world.controller = world._daemon()
-    world.parking = world._parking()
+    world.parking = world.gate_of()
     world.hook = world._hook()
     world.hook.look()
     world.parking.step()

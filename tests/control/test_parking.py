@@ -33,9 +33,9 @@ class Gated(World):
         super().__init__("hgx-h100-8", LeaseRules(mode))
         self.bus = self.host.bus
         self.devices = self.host.devices
-        self.parking = self._parking()
+        self.parking = self.gate_of()
 
-    def _parking(self) -> Parking:
+    def gate_of(self, *, takes_from_host: bool = True) -> Parking:
         return Parking(
             self.controller.store,
             Vfio(self.host.bus, self.host.devices),
@@ -44,13 +44,14 @@ class Gated(World):
             gpu_map=gpumap.in_order,
             observed=lambda: self.controller.reconciler.observed,
             service_vm=SERVICE_VM,
+            takes_from_host=takes_from_host,
             clock=self.clock,
             now=self.clock,
         )
 
     def restart_daemon(self) -> None:
         super().restart_daemon()
-        self.parking = self._parking()
+        self.parking = self.gate_of()
 
     def leased(self, *gpus: int, owner: str = "a", request_id: str = "r", vm: str = VM) -> Lease:
         return self.allocate(owner, request_id, gpu_ids=gpus, vm_uuid=vm)
@@ -118,6 +119,16 @@ def test_what_somebody_binds_is_parked_again(world: Gated) -> None:
     world.devices.override(world.address[3], VFIO_PCI, timeout=T)
     world.devices.probe(world.address[3], timeout=T)
     assert world.can_be_opened(3)
+    world.parking.step()
+    assert world.parked == set(range(1, 9))
+
+
+def test_a_driver_of_the_host_keeps_a_gpu_where_fmctl_keeps_no_service_vm(world: Gated) -> None:
+    world.parking = world.gate_of(takes_from_host=False)
+    world.bus.change(world.address[2], driver="nvidia")
+    world.parking.step()
+    assert (world.driver(2), world.parked) == ("nvidia", {1, 3, 4, 5, 6, 7, 8})
+    world.parking = world.gate_of()
     world.parking.step()
     assert world.parked == set(range(1, 9))
 
