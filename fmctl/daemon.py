@@ -152,7 +152,7 @@ class _Daemon:
             host.devices,
             inventory=host.inventory,
             gpu_map=host.gpu_map(settings),
-            observed=lambda: self._controller.reconciler.observed,
+            observed=self._observed,
             service_vm=str(settings.service_vm.uuid) if hypervisor else "",
             takes_from_host=hypervisor is not None,
         )
@@ -213,6 +213,11 @@ class _Daemon:
             self._notifier.status(told)
         self._told = told
         return state, message
+
+    def _observed(self) -> str:
+        """Why no GPU is touched; a host that was never looked at may be in use without any VM that has one open."""
+        reconciler = self._controller.reconciler
+        return reconciler.observed or ("whether it was in use is not known yet" if reconciler.is_unmet else "")
 
     def _guard(self) -> None:
         """Keep VMs from GPUs that are not theirs; the turn of the gate."""

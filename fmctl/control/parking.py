@@ -140,11 +140,10 @@ class Parking:
                 raise FabricNotReady(
                     f"the GPUs of lease {lease_id} are not ready", why="they are parked", fix="fmctl lease prepare"
                 )
-            if self._seen is not None:
-                if lease_id not in self._handed:
-                    self._record(lease, "handed over")
-                self._handed[lease_id] = self._clock() + TAKE_WITHIN
-                self._devices.give_up(self._seen.groups(lease))
+            if lease_id not in self._handed:
+                self._record(lease, "handed over")
+            self._handed[lease_id] = self._clock() + TAKE_WITHIN
+            self._devices.give_up(self._groups(lease))
             return lease
 
     def step(self) -> None:
