@@ -142,7 +142,8 @@ class Files:
 
     def _open(self, path: Path, flags: int) -> int:
         """One process at a time can open a group."""
-        if path in self._held:
+        ours = {link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+        if path in self._held or path in ours:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         return os.open(path, flags)
 

@@ -14,8 +14,8 @@ from fmctl.core.asking import Verdict
 from fmctl.core.errors import BadRequest, FabricNotReady, FmctlError
 from fmctl.core.hook import Rules
 from fmctl.core.lease import LeaseState
-from fmctl.core.plan import Mode
-from fmctl.core.plan import Rules as LeaseRules
+from fmctl.core.rules import Mode
+from fmctl.core.rules import Rules as LeaseRules
 from fmctl.sim.hookfiles import MemoryHookFiles
 from tests.control.hooking import Readiness
 from tests.control.leasing import World, uuid_of
@@ -229,6 +229,14 @@ def test_it_is_not_ended_while_its_vm_starts_once_more() -> None:
     world.stop_vm("tenant")
     world.reconcile()
     assert world.lease(lease_id).vm_gone is not None
+    assert world.starts(1, 3)
+    world.hook.look()
+    assert world.lease(lease_id).state is LeaseState.ACTIVE
+
+
+def test_it_is_not_ended_where_its_vm_starts_again_before_anybody_looks() -> None:
+    world, lease_id = made()
+    world.tells("release", 1, 3)
     assert world.starts(1, 3)
     world.hook.look()
     assert world.lease(lease_id).state is LeaseState.ACTIVE

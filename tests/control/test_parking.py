@@ -15,8 +15,8 @@ from fmctl.core.book import Entry
 from fmctl.core.errors import FabricNotReady, HostCordoned, NoSuchLease, PartitionHeld, VmRunning
 from fmctl.core.inventory import Role
 from fmctl.core.lease import Lease, LeaseState
-from fmctl.core.plan import Mode
-from fmctl.core.plan import Rules as LeaseRules
+from fmctl.core.rules import Mode
+from fmctl.core.rules import Rules as LeaseRules
 from fmctl.core.vfio import PARKED, VFIO_PCI, Exposure, Holder, WriteFailed
 from tests.control.leasing import World, uuid_of
 
@@ -199,6 +199,18 @@ def test_what_no_vm_takes_is_parked_again(world: Gated) -> None:
     assert world.parked == set(range(1, 9))
     assert world.parking.ready == frozenset()
     assert "not taken" in world.what()
+
+
+def test_what_is_prepared_again_after_a_hand_over_is_kept_again(world: Gated) -> None:
+    lease = world.leased(1, 3)
+    world.parking.prepare(lease.id, timeout=T)
+    world.parking.hand_over(lease.id)
+    world.parking.prepare(lease.id, timeout=T)
+    assert not world.can_be_opened(1)
+    world.wait(TAKE_WITHIN)
+    world.parking.step()
+    assert world.parking.ready == {lease.id}
+    assert "not taken" not in world.what()
 
 
 def test_they_are_kept_while_the_daemon_is_started_again(world: Gated) -> None:
