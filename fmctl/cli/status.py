@@ -178,10 +178,9 @@ def _show(answer: DaemonStatus) -> None:
 
 
 def _gate_rows(gate: GateStatus) -> list[tuple[str, str, str]]:
-    if gate.hook is HookLoad.UNKNOWN:
-        return []
+    hook = "" if gate.hook is HookLoad.UNKNOWN else gate.hook.value
     return [
-        ("hook", gate.hook.value, _colour(gate.hook is HookLoad.LOADED)),
+        ("hook", hook, _colour(gate.hook is HookLoad.LOADED)),
         ("gate", f"degraded: {gate.degraded}" if gate.degraded else "", "yellow"),
         *(("alarm", alarm, "red") for alarm in gate.alarms),
     ]
