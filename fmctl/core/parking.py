@@ -22,7 +22,10 @@ class Alarm:
 
 
 def alarms(usages: Iterable[Usage], gpus: Mapping[Bdf, int], book: Book, service_vm: str) -> tuple[Alarm, ...]:
-    """What is open without right. `service_vm` is the UUID of fmctl's own Service VM, empty where it keeps none."""
+    """What is open without right, as far as it is known which GPU is which.
+
+    `service_vm` is the UUID of fmctl's own Service VM, empty where it keeps none.
+    """
     return tuple(_alarms(usages, gpus, book.held, service_vm))
 
 
@@ -31,13 +34,14 @@ def _alarms(
 ) -> Iterator[Alarm]:
     for usage in usages:
         gpu = gpus.get(usage.function.bdf)
-        if not usage.is_held or (usage.role is not Role.GPU and not service_vm):
+        unknown = gpu is None if usage.role is Role.GPU else not service_vm
+        if unknown or not usage.is_held:
             continue
         vms = {holder.vm_uuid for holder in usage.holders or () if holder.vm_uuid}
         if usage.role is not Role.GPU:
             why = "" if service_vm in vms else "only the Service VM may have it"
         else:
-            why = _why(gpu, held.get(gpu) if gpu is not None else None, vms)
+            why = _why(gpu, None if gpu is None else held.get(gpu), vms)
         if why:
             yield Alarm(gpu, f"{usage}: {why}")
 

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class VfioFiles:
         self._proc = root / "proc"
         self._open_node = open_node
         self._store = store
+        self._opening = threading.Lock()
+        """One thread at a time opens groups, or one would take another for a holder."""
         self._kept: dict[int, int] = {}
         for name, descriptor in (stored or {}).items():
             self._take_back(name, descriptor)
@@ -97,10 +100,11 @@ class VfioFiles:
 
         To open a group is to ask the kernel itself, and does nothing to its devices. It is held for that moment.
         """
-        if group in self._kept:
-            return None
         nodes = [self._vfio / str(group), self._vfio / f"noiommu-{group}"]
-        states = [self._is_held(node) for node in nodes]
+        with self._opening:
+            if group in self._kept:
+                return None
+            states = [self._is_held(node) for node in nodes]
         if any(states):
             return self._openers([*nodes, *self._device_nodes(group)])
         if False in states:
@@ -114,20 +118,24 @@ class VfioFiles:
 
     def keep(self, group: int) -> None:
         """Open the group, so that nobody else can."""
-        if group in self._kept:
-            return
+        with self._opening:
+            if group in self._kept:
+                return
+            self._kept[group] = self._opened(group)
+        if self._store is not None:
+            self._store.store(f"{_NAME}{group}", self._kept[group])
+
+    def _opened(self, group: int) -> int:
+        """A descriptor of the group's node; raises VmRunning or FmctlError."""
         node = self._vfio / str(group)
         try:
-            descriptor = self._open_node(node, os.O_RDWR | os.O_CLOEXEC)
+            return self._open_node(node, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise VmRunning(f"IOMMU group {group} is in use", why="somebody has it open") from error
             raise FmctlError(
                 f"IOMMU group {group} cannot be held", why=f"{node}: {error.strerror or error}", fix="see `dmesg`"
             ) from error
-        self._kept[group] = descriptor
-        if self._store is not None:
-            self._store.store(f"{_NAME}{group}", descriptor)
 
     def give_up(self, groups: Collection[int]) -> None:
         """Keep these groups no longer."""

@@ -354,6 +354,14 @@ def test_a_vm_with_a_gpu_that_is_not_its_own_raises_an_alarm_once(
     assert world.driver(5) == VFIO_PCI, "what a VM has is left to it"
 
 
+def test_no_alarm_is_raised_where_nobody_knows_which_gpu_it_is(world: Gated) -> None:
+    world.start_vm("tenant", (5,))
+    world.parking._map = lambda inventory: None
+    world.parking.step()
+    assert world.parking.alarms == ()
+    assert world.parked == {1, 2, 3, 4, 6, 7, 8}
+
+
 def test_an_alarm_ends_with_its_cause(world: Gated) -> None:
     world.start_vm("tenant", (5,))
     world.parking.step()

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -355,3 +356,24 @@ def test_what_is_no_group_is_not_kept_on(root: Path, name: str) -> None:
     assert store.held == {}
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(passed[name])
+
+
+def test_two_threads_that_look_do_not_take_each_other_for_a_holder(root: Path) -> None:
+    (root / "dev" / "vfio" / str(GROUP)).touch()
+    opened = threading.Lock()
+
+    def one_at_a_time(path: Path, flags: int) -> int:
+        if not opened.acquire(blocking=False):
+            raise OSError(errno.EBUSY, "it is open")
+        time.sleep(0.001)
+        opened.release()
+        return os.open(path, flags)
+
+    looking = VfioFiles(root, open_node=one_at_a_time)
+    seen: list[object] = []
+    threads = [threading.Thread(target=lambda: seen.extend(looking.holders(GROUP) for _ in range(50))) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [None] * 100
