@@ -89,7 +89,7 @@ def test_everything_is_in_its_place_and_readable(destination: Path) -> None:
     assert "ExecStart=/usr/bin/fmctl daemon" in (usr / "lib/systemd/system/fmctld.service").read_text()
     hook = destination / HOOK
     assert hook.stat().st_mode & 0o777 == 0o755
-    assert hook.read_text().endswith('exec /usr/bin/fmctl hook qemu -- "$@"\n')
+    assert hook.read_text().endswith('exec /usr/bin/env /usr/bin/fmctl hook qemu -- "$@"\n')
     for name in ("lib/sysusers.d/fmctl.conf", "lib/tmpfiles.d/fmctl.conf", "share/doc/fmctl/LICENSE"):
         assert (usr / name).is_file()
     assert "socket_group" in (usr / "share/doc/fmctl/fmctld.yaml").read_text()
@@ -263,7 +263,7 @@ def test_libvirt_s_hook_of_somebody_else_stays(destination: Path, wheels: Path) 
     other = hook.with_name("other")
     other.write_text("#!/bin/sh\n")
     install(destination, wheels)
-    assert "exec /usr/bin/fmctl" in hook.read_text()
+    assert "exec /usr/bin/env /usr/bin/fmctl" in hook.read_text()
     hook.write_text("#!/bin/sh\n# theirs\n")
     install(destination, wheels)
     assert "theirs" in hook.read_text()
