@@ -146,16 +146,7 @@ class _Daemon:
             simulated=simulated,
             lock=self._gate,
         )
-        self._parking = Parking(
-            self._controller.store,
-            host.vfio(tell=_log_step),
-            host.devices,
-            inventory=host.inventory,
-            gpu_map=host.gpu_map(settings),
-            observed=self._observed,
-            service_vm=str(settings.service_vm.uuid) if hypervisor else "",
-            takes_from_host=hypervisor is not None,
-        )
+        self._parking = self._parked()
         self._hook = self._to_libvirt()
         self._rounds = Rounds(
             "gate",
@@ -260,6 +251,20 @@ class _Daemon:
             beat=beat,
             observed=lambda: self._controller.reconciler.observed,
             record=lambda what, detail: self._controller.record(Kind.SERVICE_VM, what, detail),
+        )
+
+    def _parked(self) -> Parking:
+        """What keeps GPUs from everybody but the VMs of their leases."""
+        settings, host, keeps_service_vm = self._settings, self._host, self._hypervisor is not None
+        return Parking(
+            self._controller.store,
+            host.vfio(tell=_log_step),
+            host.devices,
+            inventory=host.inventory,
+            gpu_map=host.gpu_map(settings),
+            observed=self._observed,
+            service_vm=str(settings.service_vm.uuid) if keeps_service_vm else "",
+            takes_from_host=keeps_service_vm,
         )
 
     def _to_libvirt(self) -> Hook:
