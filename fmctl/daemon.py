@@ -22,17 +22,21 @@ from fmctl.control.fabricstarts import FabricStarts
 from fmctl.control.gate import HostGate
 from fmctl.control.gpumap import GpuMaps
 from fmctl.control.gpus import Gpus
+from fmctl.control.hook import Hook, ServiceVmStart
 from fmctl.control.logs import MAX_LINES, GuestLogs
 from fmctl.control.mapkeeper import MapKeeper
 from fmctl.control.mapreader import MapReader
 from fmctl.control.monitor import Monitor
 from fmctl.control.operator import Operator
+from fmctl.control.parking import Parking
+from fmctl.control.rounds import Rounds
 from fmctl.control.servicevm import LONGEST_TURN, ServiceVm
 from fmctl.control.watch import WatchedStore
 from fmctl.core.address import Address, UnixAddress, VsockAddress
-from fmctl.core.answers import FabricState, ServiceVmStatus
+from fmctl.core.answers import FabricState, GateStatus, HookLoad, ServiceVmStatus
 from fmctl.core.book import Kind
 from fmctl.core.errors import FmctlError, InvalidDocument, StoreUnusable
+from fmctl.core.hook import Rules as HookRules
 from fmctl.core.loglines import KeptLog
 from fmctl.core.platform import Platform
 from fmctl.core.ports import Hypervisor
@@ -62,13 +66,15 @@ LONGEST_PROBE = 60.0
 """Seconds for which none of them may be answered."""
 LIBVIRT_SOCKETS = ("libvirt-sock", "virtqemud-sock")
 """The sockets of libvirt's daemon for QEMU: the one for all drivers, and the one for it alone."""
+LONGEST_GUARD = 600.0
+"""Seconds that a turn of the gate may take: each write to sysfs has 60 s, and a release its own."""
 LONGEST_LOOK = 60.0
 """Seconds that the monitor's turn may take: three calls to the agent with deadlines of 5 s, its pause, and a margin."""
 
 
 def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, whether the agent answers or not; raises FmctlError where that is not possible."""
-    notifier = notify.take()
+    notifier, stored = notify.take(), notify.stored()
     process.hold_lifeline()
     managed = settings.service_vm.managed
     if managed != (settings.agent is None):
@@ -77,7 +83,7 @@ def run(settings: DaemonSettings, *, insecure_tcp: bool = False) -> None:
             why="agent is set, but a Service VM that fmctl manages brings its own" if managed else "agent is not set",
             fix="set service_vm.managed: false with agent, or neither of them",
         )
-    host = local.this_host(settings.platform)
+    host = local.this_host(settings.platform, store=notifier, stored=stored)
     _Daemon(settings, host, _libvirt(settings), notifier, insecure_tcp=insecure_tcp).run()
 
 
@@ -163,6 +169,7 @@ class _Daemon:
             call_timeout=settings.call_timeout_s,
             started=time.time(),
             simulated=simulated,
+            lock=self._gate,
         )
         self._records = Records(self._controller.store)
         rules = local.clean_rules(settings.clean)
@@ -170,14 +177,25 @@ class _Daemon:
             self._controller, gpus, host.inventory, host.tools(), rules, generation=self._controller.generation
         )
         self._cleaning = Cleaning(self._cleaner, lambda: self._monitor.wake())
+        self._parking = self._parked()
+        self._hook = self._to_libvirt()
+        self._rounds = Rounds(
+            "gate",
+            self._guard,
+            interval=settings.poll_interval_s,
+            beat=self._watchdog.loop("gate", longest=LONGEST_GUARD + settings.poll_interval_s),
+        )
+        operator = Operator(self._service_vm) if self._service_vm else None
         self._server = Server(
             Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
             DAEMON_SERVICES,
             services(
                 self._controller,
-                Operator(self._service_vm) if self._service_vm else None,
+                operator,
                 self._log,
                 maps=self._maps,
+                hook=self._hook,
+                parking=self._parking,
             ),
             simulated=lambda: self._controller.simulated,
         )
@@ -190,14 +208,16 @@ class _Daemon:
             stack.callback(self._store.close)
             self._cleaner.check_sources()
             self._controller.reconciler.meet_vms()
+            self._hook.see()
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
                 self._hypervisor.watch(self._monitor.wake)
+                self._hypervisor.watch(self._rounds.wake)
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            parts = (self._relay, self._service_vm, self._logs, self._cleaning, self._monitor, self._keeper_of_maps)
-            for part in parts:
+            guards = (self._rounds, self._cleaning, self._keeper_of_maps)
+            for part in (self._relay, self._service_vm, self._logs, *guards, self._monitor):
                 if part is not None:
                     stack.enter_context(part)
             self._watch(stack)
@@ -230,6 +250,16 @@ class _Daemon:
         self._told = told
         return state, message
 
+    def _observed(self) -> str:
+        """Why no GPU is touched; a host that was never looked at may be in use without any VM that has one open."""
+        reconciler = self._controller.reconciler
+        return reconciler.observed or ("whether it was in use is not known yet" if reconciler.is_unmet else "")
+
+    def _guard(self) -> None:
+        """Keep VMs from GPUs that are not theirs; the turn of the gate."""
+        self._hook.look()
+        self._parking.step()
+
     def _fabric_changed(self, state: FabricState) -> None:
         self._server.fabric_changed(state)
         self._controller.record(Kind.FABRIC, state.value)
@@ -259,6 +289,7 @@ class _Daemon:
             lambda: self._controller.active(),
             self._generation,
             host.images(settings),
+            lambda inventory: self._parking.park(inventory),
         )
         rules = Rules(
             settings.service_vm_restart, settings.service_vm.start_timeout_s, settings.service_vm.restart_limit
@@ -295,6 +326,46 @@ class _Daemon:
             observed=lambda: self._controller.reconciler.is_observing,
         )
 
+    def _parked(self) -> Parking:
+        """What keeps GPUs from everybody but the VMs of their leases."""
+        settings, host, keeps_service_vm = self._settings, self._host, self._service_vm is not None
+        return Parking(
+            self._controller.store,
+            host.vfio(tell=_log_step),
+            host.devices,
+            inventory=host.inventory,
+            gpu_map=self._maps.known,
+            observed=self._observed,
+            service_vm=str(settings.service_vm.uuid) if keeps_service_vm else "",
+            takes_from_host=keeps_service_vm,
+        )
+
+    def _to_libvirt(self) -> Hook:
+        """What answers libvirt's hook."""
+        settings, host, controller = self._settings, self._host, self._controller
+        keeper = self._service_vm
+        return Hook(
+            controller.store,
+            controller.fabric,
+            controller.leases,
+            self._parking,
+            host.hook_files(Path(settings.run_dir.path)),
+            inventory=host.inventory,
+            gpu_map=self._maps.known,
+            generation=lambda: keeper.status().fabric_generation if keeper else 0,
+            observed=lambda: controller.reconciler.observed,
+            service_vm=ServiceVmStart(
+                str(settings.service_vm.uuid), (lambda: keeper.own.starting) if keeper else (lambda: None)
+            ),
+            rules=HookRules(settings.non_gpu_domains, settings.lease_on_start),
+            wake=lambda: self._rounds.wake(),
+        )
+
+    def _gate(self) -> GateStatus:
+        load = self._hook.load
+        degraded = "" if load in (HookLoad.UNKNOWN, HookLoad.LOADED) else _HOOK_HELP[load]
+        return GateStatus(load, degraded, self._parking.alarms)
+
     def _to_agent(self) -> Relay | None:
         """What carries calls to an agent that is reached over vsock."""
         where = self._agent_address.where
@@ -315,6 +386,12 @@ class _Daemon:
     def _failure(self) -> FmctlError | None:
         """Why the agent was not reached, as far as the relay knows."""
         return self._relay.last_failure if self._relay else None
+
+
+_HOOK_HELP = {
+    HookLoad.NOT_INSTALLED: "libvirt has no hook of fmctl: `make install` puts it in its place",
+    HookLoad.NOT_LOADED: "libvirt has not called fmctl's hook since it started: `systemctl restart libvirtd`",
+}
 
 
 def _in_words(state: FabricState, service_vm: ServiceVmStatus | None) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
-from fmctl.core.ports import FirmwareReader, ImageStore, Kernel, Registers, VfioDevices
+from fmctl.core.ports import DescriptorStore, FirmwareReader, HookFiles, ImageStore, Kernel, Registers, VfioDevices
 from fmctl.core.settings import AbsolutePath, CleanSettings, DaemonSettings
 from fmctl.core.signature import Trust
 from fmctl.core.template import Template
@@ -46,6 +46,7 @@ from fmctl.core.tenantvm import QemuVersion, TenantVm
 from fmctl.core.vfio import Step
 from fmctl.host import capacity, keyfiles, machine, rebuild, storefile
 from fmctl.host.firmware import RomFiles
+from fmctl.host.hookfiles import HostHookFiles
 from fmctl.host.hostfiles import HostFiles
 from fmctl.host.imagefiles import ImageFolder, own
 from fmctl.host.images import FolderImages
@@ -88,6 +89,8 @@ class Host:
     """What it has for the memory of VMs; raises FmctlError."""
     qemu: Callable[[str], QemuVersion | None]
     """What the QEMU of that name says of itself; None where it cannot be asked."""
+    hook_files: Callable[[Path], HookFiles]
+    """What it keeps of libvirt's hook, in that folder of the daemon's."""
     lock: Callable[[], AbstractContextManager[None]] = nullcontext
     files: HostFiles | None = None
     """Its files; a pretended host has none."""
@@ -168,16 +171,25 @@ class Host:
         return tenantvm.Host(found, gpu_map or gpumap.in_order(found), self.capacity(), qemu)
 
 
-def this_host(platform: str = "", root: Path = Path("/")) -> Host:
-    """The host that this process runs on, with the named board or any; `root` has its sys, dev, proc, etc and run."""
+def this_host(
+    platform: str = "",
+    root: Path = Path("/"),
+    store: DescriptorStore | None = None,
+    stored: Mapping[str, int] | None = None,
+) -> Host:
+    """The host that this process runs on, with the named board or any; `root` has its sys, dev, proc, etc and run.
+
+    `store` holds IOMMU groups while the process is started again, and `stored` is what it held.
+    """
     return Host(
         SparingBus(Sysfs(root / "sys")),
         HostKernel(root),
-        VfioFiles(root),
+        VfioFiles(root, store=store, stored=stored),
         RomFiles(root),
         [platforms.resolve(platform)] if platform else list(platforms.every()),
         functools.partial(capacity.read, root),
         _qemu_version,
+        functools.partial(HostHookFiles, root),
         queued(root / "run" / "fmctl" / "host.lock"),
         HostFiles(root),
         HostRegisters(root),
@@ -196,6 +208,7 @@ def pretended_host(platform: str) -> Host:
 def around(simulated: SimulatedHost, board: Platform) -> Host:
     """A pretended host, put together."""
     from fmctl.sim.capacity import CAPACITY, QEMU
+    from fmctl.sim.hookfiles import MemoryHookFiles
 
     return Host(
         SparingBus(simulated.bus),
@@ -205,6 +218,7 @@ def around(simulated: SimulatedHost, board: Platform) -> Host:
         [board],
         lambda: CAPACITY,
         lambda program: QEMU,
+        lambda run_dir: MemoryHookFiles(),
         registers=simulated.registers,
         machine=lambda: simulated.machine,
         written_map=simulated.written_map,

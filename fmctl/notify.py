@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import array
 import logging
 import os
 import re
+import select
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ WATCHDOG = "WATCHDOG_USEC"
 WATCHDOG_PROCESS = "WATCHDOG_PID"
 STATUS_LIMIT = 1024
 """Characters of a status text; a longer one is cut."""
+_FIRST_DESCRIPTOR = 3
+"""The first that a manager passes on."""
 _TIMEOUT = 1.0
 """Seconds that a manager may take to make room for a message."""
 
@@ -52,19 +56,64 @@ class Notifier:
         """Tell the watchdog that it lives."""
         self._send("WATCHDOG=1")
 
-    def _send(self, *assignments: str) -> None:
+    def store(self, name: str, descriptor: int) -> None:
+        """Have the manager hold an open file while this program is started again, under that name.
+
+        It hands the file over to the next process, and is not to watch it, since not every file can be.
+        """
+        self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptor=descriptor)
+
+    def discard(self, names: Collection[str]) -> None:
+        """Have the manager close what it holds under these names; it has once this returns, or does not answer."""
+        if not self.address:
+            return
+        for name in names:
+            self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._send("BARRIER=1", descriptor=writing)
+        finally:
+            os.close(writing)
+        waiting = select.poll()
+        waiting.register(reading, 0)
+        waiting.poll(_TIMEOUT * 1000)
+        os.close(reading)
+
+    def _send(self, *assignments: str, descriptor: int | None = None) -> None:
         if not self.address or not assignments:
             return
+        message = ["\n".join(assignments).encode()]
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.settimeout(_TIMEOUT)
-                sender.sendto("\n".join(assignments).encode(), _sockaddr(self.address))
+                if descriptor is None:
+                    sender.sendto(message[0], _sockaddr(self.address))
+                else:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+                    sender.sendmsg(message, rights, 0, _sockaddr(self.address))
         except OSError as error:
             if not self._failed:
                 log.warning("the service manager does not hear at %s: %s", self.address, error.strerror or error)
             self._failed = True
         else:
             self._failed = False
+
+
+def stored(environment: MutableMapping[str, str] = os.environ) -> dict[str, int]:
+    """The open files that the manager held for this program, by name, taken out of the environment as by `take`.
+
+    As sd_listen_fds(3) describes it. Of several with one name the first counts, and the others are closed.
+    """
+    count, names, process = (environment.pop(f"LISTEN_{key}", "") for key in ("FDS", "FDNAMES", "PID"))
+    found: dict[str, int] = {}
+    if process != str(os.getpid()) or not re.fullmatch("[0-9]{1,4}", count):
+        return found
+    for number, name in enumerate(names.split(":")[: int(count)]):
+        descriptor = _FIRST_DESCRIPTOR + number
+        os.set_inheritable(descriptor, False)  # noqa: FBT003
+        if found.setdefault(name, descriptor) != descriptor:
+            os.close(descriptor)
+    return found
 
 
 def take(environment: MutableMapping[str, str] = os.environ) -> Notifier:

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +128,102 @@ def test_no_child_can_speak_for_its_parent(manager: Manager) -> None:
     assert manager.hear() == ["READY=1"]
     assert "NOTIFY_SOCKET" not in done.stdout
     assert "WATCHDOG" not in done.stdout
+
+
+class Store(Manager):
+    """A manager that holds files, and closes what it has read of messages."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.heard: list[str] = []
+        self.held: dict[str, int] = {}
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            content, descriptors, _, _ = socket.recv_fds(self._socket, 65536, 8)
+            lines = content.decode().split("\n")
+            if lines == ["END"]:
+                return
+            self.heard.append(lines[0])
+            name = "".join(line.removeprefix("FDNAME=") for line in lines if line.startswith("FDNAME="))
+            if lines[0] == "FDSTORE=1":
+                self.held[name] = descriptors.pop()
+            elif lines[0] == "FDSTOREREMOVE=1":
+                os.close(self.held.pop(name))
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"END", self.address)
+        self._thread.join()
+        super().close()
+
+
+def test_a_file_is_held_by_the_manager_until_it_is_discarded(tmp_path: Path) -> None:
+    manager = Store(str(tmp_path / "notify"))
+    notifier = notify.take({"NOTIFY_SOCKET": manager.address})
+    reading, writing = os.pipe()
+    notifier.store("some-file", writing)
+    os.close(writing)
+    notifier.store("another", reading)
+    notifier.discard(["another"])
+    os.write(manager.held["some-file"], b"x")
+    assert os.read(reading, 1) == b"x"
+    notifier.discard(["some-file"])
+    assert manager.held == {}, "it is closed once this returns"
+    assert os.read(reading, 1) == b""
+    assert manager.heard[-2:] == ["FDSTOREREMOVE=1", "BARRIER=1"]
+    os.close(reading)
+    manager.close()
+
+
+def test_without_a_manager_nothing_is_held_and_nothing_waits() -> None:
+    began = time.monotonic()
+    Notifier().store("name", 0)
+    Notifier().discard(["name"])
+    assert time.monotonic() - began < 0.5
+
+
+PASSED = """
+import os
+from fmctl import notify
+os.environ["LISTEN_PID"] = os.environ.get("LISTEN_PID") or str(os.getpid())
+found = notify.stored()
+print({name: os.read(descriptor, 9).decode() for name, descriptor in found.items()})
+print([name for name in os.environ if name.startswith("LISTEN")], [os.get_inheritable(d) for d in found.values()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({"LISTEN_FDS": "2", "LISTEN_FDNAMES": "one:two"}, "{'one': 'first', 'two': 'second'}"),
+        ({"LISTEN_FDS": "2", "LISTEN_FDNAMES": "one:one"}, "{'one': 'first'}"),
+        ({"LISTEN_FDS": "2", "LISTEN_FDNAMES": "one:two", "LISTEN_PID": "1"}, "{}"),
+        ({"LISTEN_FDS": "many", "LISTEN_FDNAMES": "one"}, "{}"),
+        ({}, "{}"),
+    ],
+)
+def test_what_the_manager_held_is_taken_up(environment: dict[str, str], found: str) -> None:
+    def pipes() -> None:
+        for number, text in enumerate((b"first", b"second")):
+            reading, writing = os.pipe()
+            os.write(writing, text)
+            os.dup2(reading, 3 + number)
+
+    done = subprocess.run(
+        [sys.executable, "-c", PASSED],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=pipes,
+        pass_fds=(3, 4),
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == found
+    assert done.stdout.splitlines()[1].startswith("[] ")
+    assert "True" not in done.stdout

@@ -83,7 +83,7 @@ def test_every_module_says_its_licence_and_its_role(path: Path) -> None:
 SCRIPTS = ["demo", "install", "packages", "setup", "setup-image", "setup-lab", "setup-qemu", "uninstall", "wheels"]
 
 
-@pytest.mark.parametrize("script", [*(f"tools/{name}" for name in SCRIPTS), ".ci/run"])
+@pytest.mark.parametrize("script", [*(f"tools/{name}" for name in SCRIPTS), ".ci/run", "systemd/libvirt-hook"])
 def test_shellcheck_finds_nothing(script: str) -> None:
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "make venv installs shellcheck"

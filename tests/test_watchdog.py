@@ -18,7 +18,7 @@ class Recorder(Notifier):
         super().__init__("/nowhere", watchdog_s)
         self.heard: list[str] = []
 
-    def _send(self, *assignments: str) -> None:
+    def _send(self, *assignments: str, descriptor: int | None = None) -> None:
         self.heard.extend(assignments)
 
     @property

@@ -184,6 +184,25 @@ def update(connection: Connection, lease_id: str, owner: str, style: str, etag: 
     click.echo(leaserender.lease(leased, style), nl=False)
 
 
+@lease.command()
+@click.argument("lease_id", metavar="LEASE", type=params.LEASE_ID)
+@options.owner
+@click.option("--hand-over", is_flag=True, help="Then let its VM open them, which must start at once.")
+@_style
+@options.connection
+def prepare(connection: Connection, lease_id: str, owner: str, style: str, *, hand_over: bool) -> None:
+    """Get the GPUs of the lease LEASE ready for its VM.
+
+    They are bound to vfio-pci, and kept from everybody. Libvirt's hook does this, and hands them over, by itself; what
+    starts VMs without libvirt does so with --hand-over right before each start.
+    """
+    with dialled(connection) as (client, timeout):
+        leased = client.prepare(lease_id, owner=owner, timeout=timeout)
+        if hand_over:
+            leased = client.hand_over(lease_id, owner=owner, timeout=timeout)
+    click.echo(leaserender.lease(leased, style), nl=False)
+
+
 def _changes(
     *,
     vm: str | None,

@@ -44,6 +44,7 @@ _COMMANDS = {
     "vfio": "fmctl.cli.vfio:vfio",
     "service-vm": "fmctl.cli.servicevm:service_vm",
     "image": "fmctl.cli.image:image",
+    "hook": "fmctl.cli.hook:hook",
     "tenant-vm": "fmctl.cli.tenantvm:tenant_vm",
     "sim": "fmctl.cli.sim:sim",
 }

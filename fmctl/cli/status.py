@@ -11,7 +11,15 @@ import click
 from fmctl.cli import options, render
 from fmctl.cli.options import Connection
 from fmctl.cli.partitions import dialled
-from fmctl.core.answers import AgentInfo, DaemonStatus, FabricState, ServiceVmState, ServiceVmStatus
+from fmctl.core.answers import (
+    AgentInfo,
+    DaemonStatus,
+    FabricState,
+    GateStatus,
+    HookLoad,
+    ServiceVmState,
+    ServiceVmStatus,
+)
 from fmctl.core.errors import AgentUnreachable, FabricNotReady
 
 _POLL = 0.2
@@ -118,6 +126,11 @@ def _plain(answer: DaemonStatus) -> dict[str, Any]:
             "generation": answer.service_vm.fabric_generation,
         },
         "service_vm": service_vm_plain(answer.service_vm),
+        "gate": {
+            "hook": answer.gate.hook.value,
+            "degraded": answer.gate.degraded,
+            "alarms": list(answer.gate.alarms),
+        },
     }
 
 
@@ -161,11 +174,21 @@ def _show(answer: DaemonStatus) -> None:
         ("versions", _versions(agent), "yellow" if agent.versions_differ else ""),
         ("fabric", answer.fabric_state.value, _colour(ready)),
         ("why", answer.fabric_message, ""),
+        *_gate_rows(answer.gate),
     ]
     console = Console(highlight=False, soft_wrap=True)
     for key, value, colour in rows:
         if value:
             console.print(Text.assemble(f"{key:<11}", (value, colour)))
+
+
+def _gate_rows(gate: GateStatus) -> list[tuple[str, str, str]]:
+    hook = "" if gate.hook is HookLoad.UNKNOWN else gate.hook.value
+    return [
+        ("hook", hook, _colour(gate.hook is HookLoad.LOADED)),
+        ("gate", f"degraded: {gate.degraded}" if gate.degraded else "", "yellow"),
+        *(("alarm", alarm, "red") for alarm in gate.alarms),
+    ]
 
 
 def _service_vm_rows(seen: ServiceVmStatus) -> list[tuple[str, str, str]]:

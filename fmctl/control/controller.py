@@ -25,7 +25,7 @@ from fmctl.control.queries import Queries
 from fmctl.control.reconciler import Reconciler
 from fmctl.control.watch import WatchedStore
 from fmctl.core import plan
-from fmctl.core.answers import AgentInfo, AgentStatus, Changed, DaemonStatus, FabricState, Listed
+from fmctl.core.answers import AgentInfo, AgentStatus, Changed, DaemonStatus, FabricState, GateStatus, Listed
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_mark, of_unmark
 from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, PolicyDenied
 from fmctl.core.partition import PartitionList
@@ -72,12 +72,13 @@ class FabricController:
         require_map: Callable[[], None] = lambda: None,
         turn: Turn | None = None,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        lock: Callable[[], GateStatus] = GateStatus,
     ) -> None:
         """`platform` is the board if it is set; else it is told from `known_platforms` by Fabric Manager's table.
 
         `simulated` tells before the agent answers that it will use the simulator's library, `wake` lets the reconciler
-        look at once, and `new_id` names leases. `require_map` raises while the GPU map is not verified, and `turn` is
-        shared with who else changes what leases are made of.
+        look at once, `new_id` names leases, and `lock` tells how the gate is that keeps VMs from GPUs. `require_map`
+        raises while the GPU map is not verified, and `turn` is shared with who else changes what leases are made of.
         """
         self._agent = agent
         self.store = store if isinstance(store, WatchedStore) else WatchedStore(store)
@@ -91,6 +92,7 @@ class FabricController:
         self._simulated = simulated
         self._call_timeout = call_timeout
         self._now = now
+        self._lock = lock
         self._last_status: AgentStatus | None = None
         self._compacted_at = -COMPACT_INTERVAL
         self.fabric = Fabric(agent, now, require_map)
@@ -226,6 +228,7 @@ class FabricController:
             platform=board.name if board else "",
             simulated=self.simulated or seen.simulated,
             service_vm=self._gate.status(),
+            gate=self._lock(),
         )
 
     def cordon(self, reason: str, *, actor: str) -> None:

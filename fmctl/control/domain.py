@@ -62,6 +62,8 @@ class World:
     generation: Generation
     images: ImageStore | None = None
     """None where the settings name the files that it boots."""
+    park: Callable[[Inventory], object] | None = None
+    """Parks the GPUs that no VM may open; raises as `Vfio.park_unheld`, which does so without it."""
 
 
 class OwnDomain:
@@ -71,6 +73,13 @@ class OwnDomain:
         self._world = world
         self._settings = settings
         self._parked = False
+        self._starting = ""
+
+    @property
+    def starting(self) -> str:
+        """The fingerprint of the document with which it was started last; empty where it was not, since this process
+        began."""
+        return self._starting
 
     @property
     def uuid(self) -> str:
@@ -136,16 +145,23 @@ class OwnDomain:
         images = self._world.images
         image = None if images is None else images.vouched(_chosen(images))
         rendered = self._world.render(inventory, image)
-        self._world.vfio.park_unheld(inventory, _gpus(inventory))
+        if self._world.park is not None:
+            self._world.park(inventory)
+        else:
+            self._world.vfio.park_unheld(inventory, _gpus(inventory))
         self._parked = False
         self._world.vfio.bind(inventory, _switches(inventory))
+        self._starting = rendered.fingerprint
         self._world.hypervisor.create(rendered.xml, timeout=CREATE_TIMEOUT)
         what = f"image {image.name}" if image else "what the settings name"
         log.info("the Service VM is started from %s with %d devices", what, len(_switches(inventory)))
 
     def park(self, inventory: Inventory | None) -> None:
-        """Take the driver from what it had, once, so that nothing else can open it; never raises."""
-        if inventory is None or self._parked:
+        """Take the driver from what it had, so that nothing else can open it; never raises. What is held is left."""
+        if inventory is None:
+            return
+        drivers = [device.function.driver for device in inventory.devices if device.role is not Role.GPU]
+        if self._parked and not any(drivers):
             return
         try:
             self._parked = not self._world.vfio.park_unheld(inventory, _switches(inventory))

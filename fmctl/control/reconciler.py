@@ -124,6 +124,11 @@ class Reconciler:
         mark = self._store.book.marks.get((Kind.HOST, "", MarkKind.OBSERVED))
         return "" if mark is None else mark.reason
 
+    @property
+    def is_unmet(self) -> bool:
+        """Whether nobody has seen yet whether this host was in use before."""
+        return self._is_new
+
     def meet(self, listed: PartitionList) -> None:
         """See once, before anything is changed, whether this host was in use before. With the turn."""
         if self._is_new:

@@ -291,7 +291,7 @@ class ServiceVm:
         if decision.action is Action.WAIT:
             if decision.trouble is None:
                 self._failure = ""
-            elif decision.trouble is Trouble.DEAD:
+            if decision.trouble is Trouble.DEAD or not decision.memory.wanted:
                 self.own.park(inventory)
             return
         why = decision.trouble.value if decision.trouble else ""

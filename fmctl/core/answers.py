@@ -149,6 +149,27 @@ class ServiceVmStatus:
     fabric_generation: int = 0
 
 
+class HookLoad(str, Enum):
+    """Whether libvirt calls fmctl's hook, as far as that has been seen; unknown where libvirt is not fmctl's matter."""
+
+    UNKNOWN = "unknown"
+    NOT_INSTALLED = "not installed"
+    NOT_LOADED = "not loaded"
+    LOADED = "loaded"
+
+
+@dataclass(frozen=True)
+class GateStatus:
+    """The gate that keeps VMs from GPUs that are not theirs.
+
+    `degraded` tells which of its locks is open, and `alarms` which VMs have what they were not given.
+    """
+
+    hook: HookLoad = HookLoad.UNKNOWN
+    degraded: str = ""
+    alarms: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class DaemonStatus:
     """The daemon, and what it sees behind it. `started` is in seconds since the epoch."""
@@ -161,6 +182,7 @@ class DaemonStatus:
     platform: str = ""
     simulated: bool = False
     service_vm: ServiceVmStatus = ServiceVmStatus()
+    gate: GateStatus = GateStatus()
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from fmctl.core.answers import AgentStatus, FabricFacts, ProcessState, ServiceVmStatus, StartMode
+    from fmctl.core.answers import AgentStatus, FabricFacts, HookLoad, ProcessState, ServiceVmStatus, StartMode
     from fmctl.core.book import Book, Entry
     from fmctl.core.domain import Domain
     from fmctl.core.image import Image
@@ -217,8 +217,31 @@ class VfioDevices(Protocol):
     def holders(self, group: int) -> tuple[Holder, ...] | None:
         """The processes that have the group open; None if nobody has, and empty if somebody has who cannot be seen.
 
-        Raises FmctlError without the privileges to tell.
+        A group that is kept is nobody's. Raises FmctlError without the privileges to tell.
         """
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """The groups that are kept."""
+
+    def keep(self, group: int) -> None:
+        """Open the group, so that nobody else can, also while this daemon is started again; does nothing to devices.
+
+        Raises VmRunning where somebody has it, and FmctlError where there is nothing to open.
+        """
+
+    def give_up(self, groups: Collection[int]) -> None:
+        """Keep these groups no longer: once this returns, somebody else can open them. Those not kept stay so."""
+
+
+class DescriptorStore(Protocol):
+    """Who holds open files for this process while it is started again; a lost message costs no more than that."""
+
+    def store(self, name: str, descriptor: int) -> None:
+        """Hold another descriptor of an open file, under that name."""
+
+    def discard(self, names: Collection[str]) -> None:
+        """Close what is held under these names; it is once this returns, or a second has passed."""
 
 
 class Registers(Protocol):
@@ -306,6 +329,19 @@ class Gate(Protocol):
 
     def status(self) -> ServiceVmStatus:
         """The Service VM, as it was last seen; never waits."""
+
+
+class HookFiles(Protocol):
+    """What this host keeps of libvirt's hook: whether it is called, and what it must know while no daemon runs."""
+
+    def load(self) -> HookLoad:
+        """Whether libvirt calls the hook: it does where the libvirt that called it last still runs."""
+
+    def called(self, pid: int) -> None:
+        """Note that the process `pid` called the hook; one that is not libvirt's counts for nothing."""
+
+    def keep(self, managed: Collection[Bdf]) -> None:
+        """Tell the hook which functions are the board's, from now on and while no daemon runs; never raises."""
 
 
 class ImageStore(Protocol):

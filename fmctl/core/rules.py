@@ -53,3 +53,11 @@ class Rules:
     release_gone_after: float | None = None
     clean: bool = False
     refused_for: float = 600.0
+
+
+class NonGpuDomains(str, Enum):
+    """What becomes of a domain that has none of the board's functions."""
+
+    ALLOW = "allow"
+    WARN = "warn"
+    REFUSE = "refuse"

@@ -16,7 +16,7 @@ from typing import Any
 from fmctl.core import schema
 from fmctl.core.address import Address
 from fmctl.core.policy import Policy
-from fmctl.core.rules import Firmware, Memory, Mode, Unowned
+from fmctl.core.rules import Firmware, Memory, Mode, NonGpuDomains, Unowned
 from fmctl.core.schema import setting
 
 
@@ -374,6 +374,14 @@ class DaemonSettings:
         0.0, doc="seconds after which a lease whose VM is gone is released by itself; 0 for never", low=0, high=1e9
     )
     policy: Policy = setting(Policy(), doc="what tenants may have of this host; see docs/policy.md")
+    non_gpu_domains: NonGpuDomains = setting(
+        NonGpuDomains.ALLOW,
+        doc="what becomes of a libvirt domain without a GPU of the board as it starts: allow, warn or refuse",
+    )
+    lease_on_start: bool = setting(
+        default=False,
+        doc="make a lease for a libvirt domain that starts with GPUs that nobody holds; it ends with the domain",
+    )
     call_timeout_s: float = setting(
         30.0,
         doc="seconds that one call to Fabric Manager may take",

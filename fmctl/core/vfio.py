@@ -27,10 +27,11 @@ BUS_MASTER = 0x04
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that has an IOMMU group open."""
+    """A process that has an IOMMU group open; `vm_uuid` is the VM that it says it is, empty where it does not."""
 
     pid: int
     command: str
+    vm_uuid: str = ""
 
     def __str__(self) -> str:
         return f"{self.command} (process {self.pid})"

@@ -11,28 +11,50 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from fmctl.core.errors import FmctlError
+from fmctl.core.errors import FmctlError, VmRunning
 from fmctl.core.pci import Bdf
+from fmctl.core.ports import DescriptorStore
 from fmctl.core.vfio import BUS_MASTER, COMMAND, Exposure, Holder, WriteFailed, WriteOverdue, masters_bus
 from fmctl.host import sysfsaccess
-from fmctl.host.attributes import names, text
+from fmctl.host.attributes import content, names, text
 
+_NAME = "vfio-group-"
+"""What the names begin with under which groups are stored; their numbers follow."""
+_COMMAND_LINE = 256 * 1024
+"""Bytes of a command line that are read: QEMU's is of some kilobytes."""
 _NO_NODE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
 
 class VfioFiles:
     """Reads and writes below `root`, which has the folders sys, dev and proc; / on a host."""
 
-    def __init__(self, root: Path = Path("/"), *, open_node: Callable[[Path, int], int] = os.open) -> None:
-        """`open_node` opens a device node as os.open does, for a test that has none."""
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        *,
+        open_node: Callable[[Path, int], int] = os.open,
+        store: DescriptorStore | None = None,
+        stored: Mapping[str, int] | None = None,
+    ) -> None:
+        """`open_node` opens a device node as os.open does, for a test that has none.
+
+        `store` holds the groups that are kept while this process is started again, and `stored` is what it held.
+        """
         self._pci = root / "sys" / "bus" / "pci"
         self._groups = root / "sys" / "kernel" / "iommu_groups"
         self._vfio = root / "dev" / "vfio"
         self._proc = root / "proc"
         self._open_node = open_node
+        self._store = store
+        self._opening = threading.Lock()
+        """One thread at a time opens groups, or one would take another for a holder."""
+        self._kept: dict[int, int] = {}
+        for name, descriptor in (stored or {}).items():
+            self._take_back(name, descriptor)
 
     def exposure(self, bdf: Bdf, *, timeout: float) -> Exposure | None:
         """What the function is open to; None where it is gone, or the kernel does not tell in time."""
@@ -82,12 +104,59 @@ class VfioFiles:
         To open a group is to ask the kernel itself, and does nothing to its devices. It is held for that moment.
         """
         nodes = [self._vfio / str(group), self._vfio / f"noiommu-{group}"]
-        states = [self._is_held(node) for node in nodes]
+        with self._opening:
+            if group in self._kept:
+                return None
+            states = [self._is_held(node) for node in nodes]
         if any(states):
             return self._openers([*nodes, *self._device_nodes(group)])
         if False in states:
             return None
         return self._openers(self._device_nodes(group)) or None
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """The groups that are kept."""
+        return frozenset(self._kept)
+
+    def keep(self, group: int) -> None:
+        """Open the group, so that nobody else can."""
+        with self._opening:
+            if group in self._kept:
+                return
+            self._kept[group] = self._opened(group)
+        if self._store is not None:
+            self._store.store(f"{_NAME}{group}", self._kept[group])
+
+    def _opened(self, group: int) -> int:
+        """A descriptor of the group's node; raises VmRunning or FmctlError."""
+        node = self._vfio / str(group)
+        try:
+            return self._open_node(node, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise VmRunning(f"IOMMU group {group} is in use", why="somebody has it open") from error
+            raise FmctlError(
+                f"IOMMU group {group} cannot be held", why=f"{node}: {error.strerror or error}", fix="see `dmesg`"
+            ) from error
+
+    def give_up(self, groups: Collection[int]) -> None:
+        """Keep these groups no longer."""
+        mine = [group for group in groups if group in self._kept]
+        for group in mine:
+            os.close(self._kept.pop(group))
+        if mine and self._store is not None:
+            self._store.discard([f"{_NAME}{group}" for group in mine])
+
+    def _take_back(self, name: str, descriptor: int) -> None:
+        """Keep what was kept before this process was started again; what is none of it is closed."""
+        group = name.removeprefix(_NAME)
+        if name.startswith(_NAME) and group.isdecimal() and int(group) not in self._kept:
+            self._kept[int(group)] = descriptor
+            return
+        os.close(descriptor)
+        if self._store is not None:
+            self._store.discard([name])
 
     def _device(self, bdf: Bdf) -> Path:
         return self._pci / "devices" / str(bdf)
@@ -115,7 +184,15 @@ class VfioFiles:
         wanted = set(nodes)
         folders = [folder for folder in self._proc.glob("[0-9]*/fd") if not wanted.isdisjoint(_links(folder))]
         pids = sorted(int(folder.parent.name) for folder in folders)
-        return tuple(Holder(pid, text(self._proc / str(pid) / "comm") or "?") for pid in pids)
+        return tuple(map(self._holder, pids))
+
+    def _holder(self, pid: int) -> Holder:
+        """A process, and the VM that its command line names, as libvirt and others start QEMU."""
+        folder = self._proc / str(pid)
+        arguments = content(folder / "cmdline", _COMMAND_LINE).split(b"\0")
+        named = arguments[arguments.index(b"-uuid") + 1 :][:1] if b"-uuid" in arguments else []
+        vm_uuid = "".join(name.decode("ascii", "replace").lower() for name in named)
+        return Holder(pid, text(folder / "comm") or "?", vm_uuid)
 
     def _read(self, bdf: Bdf, *attributes: str, timeout: float) -> list[bytes]:
         """The first bytes of each attribute; raises as a write does."""
@@ -127,8 +204,8 @@ class VfioFiles:
         """Write a line; an empty one clears an attribute, where a write of nothing would not be made."""
         self._put(path, 0, f"{line}\n".encode(), timeout=timeout)
 
-    def _put(self, path: Path, offset: int, content: bytes, *, timeout: float) -> None:
-        sysfsaccess.run(str(path), "write", str(path), str(offset), content.hex(), timeout=timeout)
+    def _put(self, path: Path, offset: int, written: bytes, *, timeout: float) -> None:
+        sysfsaccess.run(str(path), "write", str(path), str(offset), written.hex(), timeout=timeout)
 
 
 def _links(folder: Path) -> set[Path]:

@@ -15,7 +15,7 @@ from fmctl.core.fmcode import Operation
 from fmctl.core.loglines import LogLine, LogPosition, LogSource
 from fmctl.core.partition import PartitionList
 from fmctl.rpc import convert, errors, keepalive
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2 as manager
 from fmctl.rpc.fmctl.v1 import fabric_manager_pb2_grpc as manager_grpc
 

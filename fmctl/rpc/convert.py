@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fmctl.core.answers import AgentInfo, DaemonStatus, FabricState, ServiceVmState, ServiceVmStatus
+from fmctl.core.answers import (
+    AgentInfo,
+    DaemonStatus,
+    FabricState,
+    GateStatus,
+    HookLoad,
+    ServiceVmState,
+    ServiceVmStatus,
+)
 from fmctl.core.partition import Gpu, Partition, PartitionList
 from fmctl.rpc.fmctl.v1 import fabric_controller_pb2, partition_pb2, service_vm_pb2
 
@@ -31,6 +39,8 @@ _SERVICE_VM_STATES_BACK = {
     service_vm_pb2.SERVICE_VM_STATE_UNSPECIFIED: ServiceVmState.UNMANAGED,
     **{message: state for state, message in _SERVICE_VM_STATES.items()},
 }
+_HOOK_LOADS = {load: fabric_controller_pb2.HookLoad.Value(f"HOOK_LOAD_{load.name}") for load in HookLoad}
+_HOOK_LOADS_BACK = {message: load for load, message in _HOOK_LOADS.items()}
 
 
 def partition_to(partition: Partition, owner: str = "") -> partition_pb2.Partition:
@@ -92,6 +102,9 @@ def status_to(status: DaemonStatus) -> fabric_controller_pb2.GetStatusResponse:
         fabric_state=state_to(status.fabric_state),
         fabric_message=status.fabric_message,
         service_vm=service_vm_to(status.service_vm),
+        gate=fabric_controller_pb2.GateStatus(
+            hook=_HOOK_LOADS[status.gate.hook], degraded=status.gate.degraded, alarms=status.gate.alarms
+        ),
     )
     message.start_time.FromNanoseconds(int(status.started * 1e9))
     return message
@@ -118,6 +131,11 @@ def status_from(message: fabric_controller_pb2.GetStatusResponse) -> DaemonStatu
         platform=message.platform,
         simulated=message.simulated,
         service_vm=service_vm_from(message.service_vm),
+        gate=GateStatus(
+            _HOOK_LOADS_BACK.get(message.gate.hook, HookLoad.UNKNOWN),
+            message.gate.degraded,
+            tuple(message.gate.alarms),
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from fmctl.core.address import Address
 from fmctl.core.mapsource import SourceKind
 from fmctl.core.mapstatus import MapStatus
 from fmctl.rpc import convert_map
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.fmctl.v1 import gpu_map_pb2 as messages
 from fmctl.rpc.fmctl.v1.gpu_map_pb2_grpc import GpuMapServiceStub
 

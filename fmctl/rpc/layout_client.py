@@ -8,7 +8,7 @@ from dataclasses import replace
 from fmctl.core.address import Address
 from fmctl.core.layout import LayoutState
 from fmctl.rpc import convert_host, keepalive
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.fmctl.v1 import layout_pb2 as messages
 from fmctl.rpc.fmctl.v1.layout_pb2_grpc import LayoutServiceStub
 

@@ -18,7 +18,7 @@ from fmctl.core.errors import AgentUnreachable, Compacted, FmctlError
 from fmctl.core.leased import Capacity, Event, Explanation, Fit, Leased, LeaseList, Reconciliation
 from fmctl.core.request import Request
 from fmctl.rpc import convert_host, convert_lease, errors, keepalive
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.fmctl.v1 import lease_pb2 as messages
 from fmctl.rpc.fmctl.v1.lease_pb2_grpc import LeaseServiceStub
 
@@ -64,6 +64,16 @@ class LeaseClient(Client):
         if labels is not None:
             request.labels.CopyFrom(messages.Labels(labels=labels))
         return _leased(self.call(self._stub.UpdateLease, request, timeout, changes=True))
+
+    def prepare(self, lease_id: str, *, timeout: float, owner: str = "") -> Leased:
+        """Get a lease's GPUs ready, and keep everybody from them until they are handed over."""
+        request = messages.PrepareLeaseRequest(lease_id=lease_id, owner=owner)
+        return _leased(self.call(self._stub.PrepareLease, request, timeout, changes=True))
+
+    def hand_over(self, lease_id: str, *, timeout: float, owner: str = "") -> Leased:
+        """Let the lease's VM open its GPUs, once this returns."""
+        request = messages.HandOverLeaseRequest(lease_id=lease_id, owner=owner)
+        return _leased(self.call(self._stub.HandOverLease, request, timeout, changes=True))
 
     def lease(self, lease_id: str, *, timeout: float) -> Leased:
         """One lease, also one that is over; raises NoSuchLease."""

@@ -9,9 +9,10 @@ import grpc
 
 from fmctl.control import watch
 from fmctl.control.controller import FabricController
+from fmctl.control.parking import Parking
 from fmctl.control.queries import Page
 from fmctl.core.book import Entry
-from fmctl.core.errors import BadRequest, Compacted, NoSuchLease
+from fmctl.core.errors import BadRequest, Compacted, NoSuchLease, PolicyDenied
 from fmctl.core.lease import Lease
 from fmctl.core.leased import Event
 from fmctl.rpc import convert_host, convert_lease
@@ -24,7 +25,9 @@ from fmctl.rpc.watches import Watches
 class LeaseServicer(LeaseServiceServicer):
     """fmctl.v1.LeaseService."""
 
-    def __init__(self, controller: FabricController, watches: Watches) -> None:
+    def __init__(self, controller: FabricController, watches: Watches, parking: Parking | None = None) -> None:
+        """Without `parking` GPUs are not made ready."""
+        self._parking = parking
         self._controller = controller
         self._leases = controller.leases
         self._queries = controller.queries
@@ -65,6 +68,29 @@ class LeaseServicer(LeaseServiceServicer):
             labels=dict(request.labels.labels) if request.HasField("labels") else None,
         )
         return messages.UpdateLeaseResponse(lease=self._shown(lease), simulated=self._simulated)
+
+    def PrepareLease(
+        self, request: messages.PrepareLeaseRequest, context: grpc.ServicerContext
+    ) -> messages.PrepareLeaseResponse:
+        """Get the GPUs of a lease ready."""
+        lease = self._gate().prepare(
+            request.lease_id, timeout=time_left(context), owner=convert_lease.who(request.owner)
+        )
+        return messages.PrepareLeaseResponse(lease=self._shown(lease), simulated=self._simulated)
+
+    def HandOverLease(
+        self, request: messages.HandOverLeaseRequest, context: grpc.ServicerContext
+    ) -> messages.HandOverLeaseResponse:
+        """Let the lease's VM open them."""
+        lease = self._gate().hand_over(
+            request.lease_id, owner=convert_lease.who(request.owner), timeout=time_left(context)
+        )
+        return messages.HandOverLeaseResponse(lease=self._shown(lease), simulated=self._simulated)
+
+    def _gate(self) -> Parking:
+        if self._parking is None:
+            raise PolicyDenied("no GPU is bound", why="this daemon has no board")
+        return self._parking
 
     def GetLease(self, request: messages.GetLeaseRequest, context: grpc.ServicerContext) -> messages.GetLeaseResponse:
         """One lease."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from fmctl.core.address import Address
 from fmctl.core.marked import MarkedGpu, MarkedPartition
 from fmctl.rpc import convert_mark
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.fmctl.v1 import gpu_pb2 as messages
 from fmctl.rpc.fmctl.v1.gpu_pb2_grpc import GpuServiceStub
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from fmctl.core.address import Address
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 
 TIMEOUT = 5.0
 

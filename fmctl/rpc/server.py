@@ -21,7 +21,7 @@ from fmctl.core.address import Address, TcpAddress, UnixAddress
 from fmctl.core.answers import FabricState
 from fmctl.core.errors import BadRequest, FmctlError
 from fmctl.rpc import errors, keepalive
-from fmctl.rpc.client import target
+from fmctl.rpc.dial import target
 from fmctl.rpc.unixsocket import SocketPlace
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,10 @@ LEASE_SERVICE = "fmctl.v1.LeaseService"
 GPU_SERVICE = "fmctl.v1.GpuService"
 LAYOUT_SERVICE = "fmctl.v1.LayoutService"
 GPU_MAP_SERVICE = "fmctl.v1.GpuMapService"
+HOOK_SERVICE = "fmctl.v1.HookService"
 DAEMON_SERVICES = (
     *(CONTROLLER_SERVICE, SERVICE_VM_SERVICE, LEASE_SERVICE, GPU_SERVICE, LAYOUT_SERVICE, GPU_MAP_SERVICE),
+    HOOK_SERVICE,
 )
 """What the daemon serves; `rpc.services` registers them."""
 

@@ -10,8 +10,10 @@ import contextlib
 import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from enum import Enum
 
+from fmctl.core.domain import Domain
 from fmctl.core.errors import FmctlError
 from fmctl.core.fingerprint import Machine
 from fmctl.core.pci import Bdf
@@ -89,18 +91,18 @@ class SimulatedHost:
         same = self._map_fault is MapFault.DUPLICATED and numbers[bdf] == 2
         return f"INFO GPU {bdf} pretended BAR0 0x0 module name SXM_{1 if same else numbers[bdf]}\n"
 
-    def _opened(self, bdfs: Sequence[Bdf]) -> None:
+    def _opened(self, domain: Domain) -> None:
         with contextlib.ExitStack() as undo:
-            for group in self._groups(bdfs):
+            for group in self._groups(domain.hostdevs):
                 try:
-                    self.devices.hold(group, QEMU)
+                    self.devices.hold(group, replace(QEMU, vm_uuid=domain.uuid))
                 except OSError as error:
                     raise FmctlError(f"vfio /dev/vfio/{group}: {error.strerror}") from error
                 undo.callback(self.devices.let_go, group)
             undo.pop_all()
 
-    def _closed(self, bdfs: Sequence[Bdf]) -> None:
-        for group in self._groups(bdfs):
+    def _closed(self, domain: Domain) -> None:
+        for group in self._groups(domain.hostdevs):
             self.devices.let_go(group)
 
     def _groups(self, bdfs: Sequence[Bdf]) -> tuple[int, ...]:

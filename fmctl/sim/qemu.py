@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
 from fmctl.core.domain import Domain
 from fmctl.core.errors import FmctlError
-from fmctl.core.pci import Bdf
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ Guest = Callable[[Domain], AbstractContextManager[object]]
 """What runs in a domain: entered when the guest boots, left when it reboots or its domain ends."""
 
 
-def _nothing(bdfs: Sequence[Bdf]) -> None:
+def _nothing(domain: Domain) -> None:
     pass
 
 
@@ -32,8 +31,8 @@ def _nothing(bdfs: Sequence[Bdf]) -> None:
 class Hardware:
     """Who hears that a domain opens its hostdevs, and that it has closed them; `opened` may refuse with FmctlError."""
 
-    opened: Callable[[Sequence[Bdf]], None] = _nothing
-    closed: Callable[[Sequence[Bdf]], None] = _nothing
+    opened: Callable[[Domain], None] = _nothing
+    closed: Callable[[Domain], None] = _nothing
 
 
 NO_HARDWARE = Hardware()
@@ -60,7 +59,7 @@ class Process:
     def start(self) -> None:
         """Open the hostdevs, and let the guest boot; raises FmctlError."""
         try:
-            self._hardware.opened(self.domain.hostdevs)
+            self._hardware.opened(self.domain)
         except FmctlError:
             self.ended = True
             raise
@@ -86,7 +85,7 @@ class Process:
         except Exception:
             log.exception("the guest of %s failed", self.domain.name)
         finally:
-            self._hardware.closed(self.domain.hostdevs)
+            self._hardware.closed(self.domain)
             self.ended = True
             self._noted(self)
 
@@ -105,7 +104,7 @@ class IdleProcess(Process):
     def start(self) -> None:
         """Open the hostdevs; raises FmctlError."""
         try:
-            self._hardware.opened(self.domain.hostdevs)
+            self._hardware.opened(self.domain)
         except FmctlError:
             self.ended = True
             raise
@@ -114,7 +113,7 @@ class IdleProcess(Process):
         """End now."""
         if not self.ended:
             self.ended = True
-            self._hardware.closed(self.domain.hostdevs)
+            self._hardware.closed(self.domain)
             self._noted(self)
 
     def reboot(self) -> None:

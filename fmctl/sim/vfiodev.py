@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
+from collections.abc import Collection
 from enum import Enum
 
+from fmctl.core.errors import FmctlError, VmRunning
 from fmctl.core.pci import PCI_BRIDGE, Bdf, PciFunction
 from fmctl.core.vfio import VFIO_PCI, Exposure, Holder, WriteFailed, WriteOverdue
 from fmctl.sim.sysfs import SimulatedBus
@@ -41,6 +43,7 @@ class SimulatedVfio:
         self._overrides: dict[Bdf, str] = {}
         self._mastering = {function.bdf for function in bus.functions() if function.driver}
         self._holders: dict[int, Holder] = {}
+        self._kept: set[int] = set()
         self._errors: dict[Bdf, int] = {}
         self._blocked: set[Bdf] = set()
         self.drivers = {VFIO_PCI, "mlx5_core", "nouveau", "nvme"}
@@ -111,12 +114,31 @@ class SimulatedVfio:
         """Who holds the group; None if nobody does."""
         return (self._holders[group],) if group in self._holders else None
 
+    @property
+    def kept(self) -> frozenset[int]:
+        """The groups that are kept."""
+        return frozenset(self._kept)
+
+    def keep(self, group: int) -> None:
+        """Open the group, so that nobody else can."""
+        if group in self._kept:
+            return
+        if group in self._holders:
+            raise VmRunning(f"IOMMU group {group} is in use", why="somebody has it open")
+        if not self._bound(group):
+            raise FmctlError(f"IOMMU group {group} cannot be held", why="there is no node for it")
+        self._kept.add(group)
+
+    def give_up(self, groups: Collection[int]) -> None:
+        """Keep these groups no longer."""
+        self._kept.difference_update(groups)
+
     def hold(self, group: int, holder: Holder) -> None:
         """Open a group and its devices, as a VM does at its start; raises OSError as the kernel does."""
         members = [function for function in self._bus.functions() if function.iommu_group == group]
         if not any(member.driver == VFIO_PCI for member in members):
             raise OSError(errno.ENOENT, "there is no node for the group")
-        if group in self._holders:
+        if group in self._holders or group in self._kept:
             raise OSError(errno.EBUSY, "the group is open")
         if any(member.driver not in ("", VFIO_PCI) and member.pci_class != PCI_BRIDGE for member in members):
             raise OSError(errno.EINVAL, "the group is not viable")

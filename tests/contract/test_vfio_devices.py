@@ -17,6 +17,7 @@ from typing import Protocol
 import pytest
 
 from fmctl import platforms
+from fmctl.core.errors import FmctlError, VmRunning
 from fmctl.core.pci import Bdf
 from fmctl.core.ports import PciBus, VfioDevices
 from fmctl.core.vfio import PARKED, VFIO_PCI, Exposure, Holder, WriteFailed, WriteOverdue
@@ -141,7 +142,8 @@ class Files:
 
     def _open(self, path: Path, flags: int) -> int:
         """One process at a time can open a group."""
-        if path in self._held:
+        ours = {link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+        if path in self._held or path in ours:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         return os.open(path, flags)
 
@@ -261,3 +263,40 @@ def test_a_group_that_a_vm_has_open_is_held_by_it_alone(host: Host) -> None:
     host.hold(GROUP)
     assert host.devices.holders(GROUP) == (VM,)
     assert host.devices.holders(OTHER_GROUP) is None
+
+
+def bound(host: Host) -> None:
+    """Let a group of vfio-pci's be there to open."""
+    for bdf in (SWITCH, GPU):
+        override(host, bdf, VFIO_PCI)
+        if driver_of(host, bdf):
+            unbind(host, bdf)
+        probe(host, bdf)
+
+
+def test_a_kept_group_is_nobody_s_and_nobody_else_can_have_it(host: Host) -> None:
+    assert host.devices.kept == frozenset()
+    host.devices.give_up([GROUP])
+    bound(host)
+    host.devices.keep(GROUP)
+    host.devices.keep(GROUP)
+    assert host.devices.kept == {GROUP}
+    assert host.devices.holders(GROUP) is None
+    host.devices.give_up([GROUP, OTHER_GROUP])
+    assert host.devices.kept == frozenset()
+    host.hold(GROUP)
+    assert host.devices.holders(GROUP) == (VM,)
+
+
+def test_a_group_that_somebody_has_is_not_kept(host: Host) -> None:
+    bound(host)
+    host.hold(GROUP)
+    with pytest.raises(VmRunning):
+        host.devices.keep(GROUP)
+    assert host.devices.kept == frozenset()
+
+
+def test_there_is_nothing_to_keep_of_a_parked_function(host: Host) -> None:
+    with pytest.raises(FmctlError, match="cannot be held"):
+        host.devices.keep(999)
+    assert host.devices.kept == frozenset()

@@ -150,6 +150,15 @@ def test_once_stopped_it_stays_so_until_it_is_started(host: Host) -> None:
     assert host.domain() == before
 
 
+def test_what_it_had_is_parked_again_while_it_is_down(host: Host) -> None:
+    host.ready()
+    host.operator.stop(interrupt_tenants=False, timeout=5)
+    host.step(1)
+    host.bus.change(host.switches[0], driver="vfio-pci")
+    host.step(1)
+    assert host.drivers(host.switches) == {""}
+
+
 def test_starting_it_under_a_tenant_asks_for_leave_too(host: Host) -> None:
     host.ready()
     host.operator.stop(interrupt_tenants=False, timeout=5)

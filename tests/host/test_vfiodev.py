@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -320,3 +322,79 @@ def test_a_process_without_a_name_is_still_a_holder(root: Path) -> None:
     (root / "dev" / "vfio" / str(GROUP)).touch()
     hold(root, 9, "", f"vfio/{GROUP}")
     assert files(root, errno.EBUSY).holders(GROUP) == (Holder(9, "?"),)
+
+
+def test_a_vm_is_known_by_its_command_line(root: Path) -> None:
+    (root / "dev" / "vfio" / str(GROUP)).touch()
+    hold(root, 9, "qemu-system-x86", f"vfio/{GROUP}")
+    for line, vm in (
+        (b"qemu\0-name\0a\0-uuid\0AB-CD\0-m\x001", "ab-cd"),
+        (b"qemu\0-uuid", ""),
+        (b"qemu\0-device\0x,uuid=1", ""),
+    ):
+        (root / "proc" / "9" / "cmdline").write_bytes(line)
+        assert files(root, errno.EBUSY).holders(GROUP) == (Holder(9, "qemu-system-x86", vm),)
+
+
+class Store:
+    """What a service manager holds, and passes on."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, int] = {}
+
+    def store(self, name: str, descriptor: int) -> None:
+        self.held[name] = os.dup(descriptor)
+
+    def discard(self, names: Collection[str]) -> None:
+        for name in names:
+            os.close(self.held.pop(name))
+
+    def passed(self) -> dict[str, int]:
+        """Copies for the next process; the manager keeps its own."""
+        return {name: os.dup(descriptor) for name, descriptor in self.held.items()}
+
+
+def test_a_kept_group_outlives_the_process(root: Path) -> None:
+    (root / "dev" / "vfio" / str(GROUP)).touch()
+    store = Store()
+    first = VfioFiles(root, store=store)
+    first.keep(GROUP)
+    assert list(store.held) == [f"vfio-group-{GROUP}"]
+    second = VfioFiles(root, store=store, stored=store.passed())
+    assert second.kept == {GROUP}
+    second.keep(GROUP)
+    assert len(store.held) == 1
+    second.give_up([GROUP])
+    assert (second.kept, store.held) == (frozenset(), {})
+
+
+@pytest.mark.parametrize("name", ["vfio-group-", "vfio-group-x", "another"])
+def test_what_is_no_group_is_not_kept_on(root: Path, name: str) -> None:
+    store = Store()
+    store.held[name] = os.open(root, os.O_RDONLY)
+    passed = store.passed()
+    assert VfioFiles(root, store=store, stored=passed).kept == frozenset()
+    assert store.held == {}
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(passed[name])
+
+
+def test_two_threads_that_look_do_not_take_each_other_for_a_holder(root: Path) -> None:
+    (root / "dev" / "vfio" / str(GROUP)).touch()
+    opened = threading.Lock()
+
+    def one_at_a_time(path: Path, flags: int) -> int:
+        if not opened.acquire(blocking=False):
+            raise OSError(errno.EBUSY, "it is open")
+        time.sleep(0.001)
+        opened.release()
+        return os.open(path, flags)
+
+    looking = VfioFiles(root, open_node=one_at_a_time)
+    seen: list[object] = []
+    threads = [threading.Thread(target=lambda: seen.extend(looking.holders(GROUP) for _ in range(50))) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [None] * 100

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.lab import guests
+from tests.lab.channel import Answer
 from tests.lab.host import Host, want
 
 CONSOLE = "/var/log/libvirt/qemu/fmctl-service-vm-console.log"
@@ -32,7 +33,8 @@ def prepared(host: Host) -> None:
     """An operator has set the host up, as fmctl says."""
     if host.run("test -e /run/lab-prepared").status:
         host.fmctl("host", "prepare", "--write")
-        host.sh("modprobe -a vfio-pci vhost_vsock && touch /run/lab-prepared")
+        # Libvirt looks for hooks when it starts, and fmctl may have been installed after that.
+        host.sh("modprobe -a vfio-pci vhost_vsock && systemctl try-restart libvirtd && touch /run/lab-prepared")
 
 
 def serving(host: Host) -> None:
@@ -147,15 +149,57 @@ def qemu(host: Host, domain: str = SERVICE_VM) -> int:
 def tenant(host: Host, partition: int) -> None:
     """A tenant's VM runs with the GPUs of that partition, which is active."""
     ready(host)
-    host.fmctl("activate", str(partition))
+    leased(host, partition)
     if has_tenant(host):
         return
-    gpus = next(row["gpus"] for row in host.ask("list")["partitions"] if row["id"] == partition)
-    addresses = ",".join(gpu_addresses(host)[gpu] for gpu in gpus)
-    host.fmctl("vfio", "bind", *BOARD, "--gpus", addresses)
-    xml = host.fmctl("tenant-vm", "render", *BOARD, "--name", TENANT, "--gpu-ids", ",".join(map(str, gpus)))
-    host.sh(f"cat >/tmp/{TENANT}.xml <<'END'\n{bootable(xml)}END\nvirsh create /tmp/{TENANT}.xml", timeout=120)
+    gpus = gpus_of(host, partition)
+    answer = create(host, *gpus)
+    want(answer.status == 0, f"the tenant's VM does not start\n{answer.err}")
     host.eventually("the tenant's guest sees its GPUs", lambda: _tenant_says(host, f"up with {len(gpus)} GPUs"), 60)
+
+
+def leased(host: Host, partition: int, vm: str = "") -> str:
+    """The lease of that partition, for the tenant's VM or for the one with that UUID."""
+    host.fmctl("activate", str(partition))
+    lease = next(lease for lease in leases(host) if partition in lease["partitions"])
+    host.fmctl("lease", "update", lease["id"], "--vm", vm or tenant_uuid(host))
+    return str(lease["id"])
+
+
+def gpus_of(host: Host, partition: int) -> list[int]:
+    """The physical ids of a partition's GPUs."""
+    found: list[int] = next(row["gpus"] for row in host.ask("list")["partitions"] if row["id"] == partition)
+    return found
+
+
+@functools.cache
+def tenant_uuid(host: Host) -> str:
+    """The UUID of the tenant's VM, which is made of its name."""
+    document = host.fmctl("tenant-vm", "render", *BOARD, "--name", TENANT, "--gpu-ids", "1")
+    return document.partition("<uuid>")[2].partition("</uuid>")[0]
+
+
+def document(host: Host, *gpus: int) -> str:
+    """Write the document of the tenant's VM with these GPUs; its path."""
+    xml = host.fmctl("tenant-vm", "render", *BOARD, "--name", TENANT, "--gpu-ids", ",".join(map(str, gpus)))
+    host.sh(f"cat >/tmp/{TENANT}.xml <<'END'\n{bootable(xml)}END\n")
+    return f"/tmp/{TENANT}.xml"
+
+
+def create(host: Host, *gpus: int) -> Answer:
+    """Let libvirt start the tenant's VM with these GPUs; what came of it."""
+    return host.run(f"virsh create {document(host, *gpus)}", timeout=120)
+
+
+def parked(host: Host, *but: int) -> None:
+    """Every GPU but these has no driver, soon."""
+
+    def drivers() -> bool:
+        numbers = {address: number for number, address in gpu_addresses(host).items()}
+        devices = [device for device in host.ask("inventory", *BOARD)["devices"] if device["role"] == "gpu"]
+        return all((device["driver"] is None) == (numbers[device["address"]] not in but) for device in devices)
+
+    host.eventually("free GPUs are parked", drivers, within=60)
 
 
 @contextlib.contextmanager
@@ -196,8 +240,8 @@ def no_tenant(host: Host) -> None:
     """No tenant's VM runs, and no partition is active."""
     if has_tenant(host):
         host.sh(f"virsh destroy {TENANT}")
-    host.fmctl("vfio", "unbind", *BOARD, "--gpus", ",".join(gpu_addresses(host).values()))
     inactive(host)
+    parked(host)
 
 
 def image(host: Host) -> str:
@@ -216,12 +260,14 @@ def has_tenant(host: Host) -> bool:
 
 
 def bootable(xml: str) -> str:
-    """A tenant's document with what its owner brings: something to boot, and where its console goes."""
+    """A tenant's document with what its owner brings: what it boots, where its console goes, and one more port."""
     images = "/var/lib/libvirt/images"
     boot = f"<kernel>{images}/vmlinuz</kernel><initrd>{images}/tenant-vm.cpio</initrd>"
     boot += "<cmdline>console=ttyS0 quiet</cmdline>"
     serial = "<serial type='pty'>"
-    return xml.replace("</type>", f"</type>{boot}", 1).replace(serial, f"{serial}<log file='{TENANT_CONSOLE}'/>", 1)
+    port = "<controller type='pci' model='pcie-root-port'/>"
+    xml = xml.replace("</type>", f"</type>{boot}", 1).replace("</devices>", f"{port}</devices>", 1)
+    return xml.replace(serial, f"{serial}<log file='{TENANT_CONSOLE}'/>", 1)
 
 
 def _tenant_says(host: Host, text: str) -> bool:

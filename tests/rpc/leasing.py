@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,19 +15,22 @@ from fmctl.control import discovery
 from fmctl.control.agent import LocalAgent
 from fmctl.control.controller import FabricController
 from fmctl.control.gpus import Gpus
+from fmctl.control.hook import Hook, ServiceVmStart
+from fmctl.control.parking import Parking
 from fmctl.control.vfio import Vfio
 from fmctl.core import gpumap
 from fmctl.core.address import Address
 from fmctl.core.answers import AgentStatus, FabricFacts
 from fmctl.core.book import Entry, Kind
 from fmctl.core.domain import Domain
+from fmctl.core.hook import Rules as HookRules
 from fmctl.core.inventory import Inventory
 from fmctl.core.loglines import KeptLog
 from fmctl.core.partition import PartitionList
 from fmctl.core.policy import Policy
 from fmctl.core.request import Request
 from fmctl.core.rules import Mode, Rules
-from fmctl.rpc.client import Client
+from fmctl.rpc.dial import Client
 from fmctl.rpc.lease_client import LeaseClient
 from fmctl.rpc.server import DAEMON_SERVICES, Listening, Server
 from fmctl.rpc.services import services
@@ -35,9 +39,11 @@ from fmctl.sim.fabric import Fabric
 from fmctl.sim.faults import Faults
 from fmctl.sim.fmservice import Unmanaged
 from fmctl.sim.gate import MemoryGate
+from fmctl.sim.hookfiles import MemoryHookFiles
 from fmctl.sim.host import SimulatedHost
 from fmctl.sim.nvfm import MemoryNvfm
 from fmctl.sim.store import MemoryStore
+from tests.control.hooking import Readiness
 
 C = TypeVar("C", bound=Client)
 
@@ -96,6 +102,8 @@ class Host:
         self.agent = _Agent(LocalAgent(self.nvfm, _Facts(), lambda: None, library="memory", call_timeout=30))
         self.store = MemoryStore()
         self.gate = MemoryGate()
+        self.readiness = Readiness()
+        self.hook_files = MemoryHookFiles(os.getpid())
         self._watches = watches
         self._mode = mode
         self._policy = policy
@@ -121,7 +129,19 @@ class Host:
         )
         self.controller.status(timeout=TIMEOUT)
         self.watches = self._watches or Watches()
-        add = services(self.controller, None, lambda lines: KeptLog((), 0), self.watches)
+        self.hook = self._hook()
+        self.hook.look()
+        self.parking = Parking(
+            self.controller.store,
+            self.vfio,
+            self.machine.devices,
+            inventory=self.inventory,
+            gpu_map=gpumap.in_order,
+            observed=lambda: self.controller.reconciler.observed,
+        )
+        add = services(
+            self.controller, None, lambda lines: KeptLog((), 0), self.watches, hook=self.hook, parking=self.parking
+        )
         self._server.enter_context(
             Server(
                 Listening(self.address, reflection=True),
@@ -129,6 +149,21 @@ class Host:
                 add,
                 simulated=lambda: self.controller.simulated,
             )
+        )
+
+    def _hook(self) -> Hook:
+        return Hook(
+            self.controller.store,
+            self.controller.fabric,
+            self.controller.leases,
+            self.readiness,
+            self.hook_files,
+            inventory=self.inventory,
+            gpu_map=gpumap.in_order,
+            generation=lambda: 0,
+            observed=lambda: self.controller.reconciler.observed,
+            service_vm=ServiceVmStart("6f0f3b54-8d0c-4d9e-9c1b-0f6d63746c01", lambda: ""),
+            rules=HookRules(),
         )
 
     def stop(self) -> None:

@@ -38,14 +38,14 @@ class Box:
             event.set()
         self.hypervisor = SimulatedHypervisor(self.guest, Hardware(self.opened, self.closed))
 
-    def opened(self, bdfs: Sequence[Bdf]) -> None:
+    def opened(self, domain: Domain) -> None:
         if self.refusal:
             raise FmctlError(self.refusal)
-        self.events.append(f"opened {' '.join(map(str, bdfs))}")
+        self.events.append(f"opened {' '.join(map(str, domain.hostdevs))}")
 
-    def closed(self, bdfs: Sequence[Bdf]) -> None:
+    def closed(self, domain: Domain) -> None:
         assert self.gate["hardware"].wait(T)
-        self.events.append(f"closed {' '.join(map(str, bdfs))}")
+        self.events.append(f"closed {' '.join(map(str, domain.hostdevs))}")
 
     @contextlib.contextmanager
     def guest(self, domain: Domain) -> Iterator[None]:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.install
 OPTIONAL = {"libvirt", "grpc_reflection"}
 """What the system has to bring, and what an extra does."""
 UNITS = ("fmctld.service", "fmctl-ready.service", "fmctl-ready.target")
+HOOK = "etc/libvirt/hooks/qemu.d/fmctl"
 NO_NETWORK = {
     "http_proxy": "http://127.0.0.1:9",
     "https_proxy": "http://127.0.0.1:9",
@@ -86,6 +87,9 @@ def test_everything_is_in_its_place_and_readable(destination: Path) -> None:
         text = (usr / "lib/systemd/system" / name).read_text()
         assert "@PREFIX@" not in text
     assert "ExecStart=/usr/bin/fmctl daemon" in (usr / "lib/systemd/system/fmctld.service").read_text()
+    hook = destination / HOOK
+    assert hook.stat().st_mode & 0o777 == 0o755
+    assert hook.read_text().endswith('exec /usr/bin/env /usr/bin/fmctl hook qemu -- "$@"\n')
     for name in ("lib/sysusers.d/fmctl.conf", "lib/tmpfiles.d/fmctl.conf", "share/doc/fmctl/LICENSE"):
         assert (usr / name).is_file()
     assert "socket_group" in (usr / "share/doc/fmctl/fmctld.yaml").read_text()
@@ -251,6 +255,22 @@ def test_another_prefix(tmp_path: Path, wheels: Path) -> None:
     script = (tmp_path / "opt/fmctl/lib/fmctl/current/bin/fmctl").read_text()
     assert script.startswith("#!/opt/fmctl/lib/fmctl/")
     assert "ExecStart=/opt/fmctl/bin/fmctl " in (tmp_path / "opt/fmctl/lib/systemd/system/fmctld.service").read_text()
+
+
+def test_libvirt_s_hook_of_somebody_else_stays(destination: Path, wheels: Path) -> None:
+    hook = destination / HOOK
+    hook.write_text("#!/bin/sh\n# an older hook: fmctl's hook for libvirt\n")
+    other = hook.with_name("other")
+    other.write_text("#!/bin/sh\n")
+    install(destination, wheels)
+    assert "exec /usr/bin/env /usr/bin/fmctl" in hook.read_text()
+    hook.write_text("#!/bin/sh\n# theirs\n")
+    install(destination, wheels)
+    assert "theirs" in hook.read_text()
+    assert sorted(path.name for path in hook.parent.parent.rglob("*")) == ["fmctl", "other", "qemu.d"]
+    make("uninstall", DESTDIR=str(destination))
+    assert hook.is_file()
+    assert other.is_file()
 
 
 def test_a_newer_systemd_gets_its_drop_in(destination: Path, wheels: Path) -> None:

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _HookLoad:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HookLoadEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HookLoad.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HOOK_LOAD_UNSPECIFIED: _HookLoad.ValueType  # 0
+    HOOK_LOAD_UNKNOWN: _HookLoad.ValueType  # 1
+    HOOK_LOAD_NOT_INSTALLED: _HookLoad.ValueType  # 2
+    HOOK_LOAD_NOT_LOADED: _HookLoad.ValueType  # 3
+    """Libvirt has not called it since libvirt started, which is when it looks for hooks."""
+    HOOK_LOAD_LOADED: _HookLoad.ValueType  # 4
+
+class HookLoad(_HookLoad, metaclass=_HookLoadEnumTypeWrapper):
+    """Whether libvirt calls fmctl's hook, as far as that has been seen."""
+
+HOOK_LOAD_UNSPECIFIED: HookLoad.ValueType  # 0
+HOOK_LOAD_UNKNOWN: HookLoad.ValueType  # 1
+HOOK_LOAD_NOT_INSTALLED: HookLoad.ValueType  # 2
+HOOK_LOAD_NOT_LOADED: HookLoad.ValueType  # 3
+"""Libvirt has not called it since libvirt started, which is when it looks for hooks."""
+HOOK_LOAD_LOADED: HookLoad.ValueType  # 4
+Global___HookLoad: _TypeAlias = HookLoad  # noqa: Y015
 
 @_typing.final
 class ListPartitionsRequest(_message.Message):
@@ -264,6 +289,7 @@ class GetStatusResponse(_message.Message):
     FABRIC_STATE_FIELD_NUMBER: _builtins.int
     FABRIC_MESSAGE_FIELD_NUMBER: _builtins.int
     SERVICE_VM_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version."""
     platform: _builtins.str
@@ -278,6 +304,8 @@ class GetStatusResponse(_message.Message):
     def agent(self) -> Global___AgentInfo: ...
     @_builtins.property
     def service_vm(self) -> _service_vm_pb2.ServiceVm: ...
+    @_builtins.property
+    def gate(self) -> Global___GateStatus: ...
     def __init__(
         self,
         *,
@@ -289,14 +317,46 @@ class GetStatusResponse(_message.Message):
         fabric_state: _partition_pb2.FabricState.ValueType = ...,
         fabric_message: _builtins.str = ...,
         service_vm: _service_vm_pb2.ServiceVm | None = ...,
+        gate: Global___GateStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "service_vm", b"service_vm", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "gate", b"gate", "service_vm", b"service_vm", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "platform", b"platform", "service_vm", b"service_vm", "simulated", b"simulated", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "gate", b"gate", "platform", b"platform", "service_vm", b"service_vm", "simulated", b"simulated", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class GateStatus(_message.Message):
+    """The gate that keeps VMs from GPUs that are not theirs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOOK_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
+    hook: Global___HookLoad.ValueType
+    degraded: _builtins.str
+    """Which of its locks is open; empty where none is."""
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which VMs have what they were not given."""
+
+    def __init__(
+        self,
+        *,
+        hook: Global___HookLoad.ValueType = ...,
+        degraded: _builtins.str = ...,
+        alarms: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "degraded", b"degraded", "hook", b"hook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GateStatus: _TypeAlias = GateStatus  # noqa: Y015
 
 @_typing.final
 class AgentInfo(_message.Message):

@@ -54,6 +54,16 @@ class LeaseServiceStub(object):
                 request_serializer=fmctl_dot_v1_dot_lease__pb2.UpdateLeaseRequest.SerializeToString,
                 response_deserializer=fmctl_dot_v1_dot_lease__pb2.UpdateLeaseResponse.FromString,
                 _registered_method=True)
+        self.PrepareLease = channel.unary_unary(
+                '/fmctl.v1.LeaseService/PrepareLease',
+                request_serializer=fmctl_dot_v1_dot_lease__pb2.PrepareLeaseRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_lease__pb2.PrepareLeaseResponse.FromString,
+                _registered_method=True)
+        self.HandOverLease = channel.unary_unary(
+                '/fmctl.v1.LeaseService/HandOverLease',
+                request_serializer=fmctl_dot_v1_dot_lease__pb2.HandOverLeaseRequest.SerializeToString,
+                response_deserializer=fmctl_dot_v1_dot_lease__pb2.HandOverLeaseResponse.FromString,
+                _registered_method=True)
         self.GetLease = channel.unary_unary(
                 '/fmctl.v1.LeaseService/GetLease',
                 request_serializer=fmctl_dot_v1_dot_lease__pb2.GetLeaseRequest.SerializeToString,
@@ -140,6 +150,22 @@ class LeaseServiceServicer(object):
 
     def UpdateLease(self, request, context):
         """Binds a VM, renews the expiry, or sets labels: all that are given, or nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareLease(self, request, context):
+        """Gets the GPUs of an ACTIVE lease ready for its VM, and keeps everybody else from them until HandOverLease, also while
+        the daemon is started again. Idempotent. Libvirt's hook does both calls by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HandOverLease(self, request, context):
+        """Right before the VM starts: once this answers, its process can open the GPUs, and must within 120 seconds. Who opened
+        them is looked at afterwards; once nobody has them any more, they must be prepared again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,6 +273,16 @@ def add_LeaseServiceServicer_to_server(servicer, server):
                     servicer.UpdateLease,
                     request_deserializer=fmctl_dot_v1_dot_lease__pb2.UpdateLeaseRequest.FromString,
                     response_serializer=fmctl_dot_v1_dot_lease__pb2.UpdateLeaseResponse.SerializeToString,
+            ),
+            'PrepareLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareLease,
+                    request_deserializer=fmctl_dot_v1_dot_lease__pb2.PrepareLeaseRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_lease__pb2.PrepareLeaseResponse.SerializeToString,
+            ),
+            'HandOverLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandOverLease,
+                    request_deserializer=fmctl_dot_v1_dot_lease__pb2.HandOverLeaseRequest.FromString,
+                    response_serializer=fmctl_dot_v1_dot_lease__pb2.HandOverLeaseResponse.SerializeToString,
             ),
             'GetLease': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLease,
@@ -395,6 +431,60 @@ class LeaseService(object):
             '/fmctl.v1.LeaseService/UpdateLease',
             fmctl_dot_v1_dot_lease__pb2.UpdateLeaseRequest.SerializeToString,
             fmctl_dot_v1_dot_lease__pb2.UpdateLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.LeaseService/PrepareLease',
+            fmctl_dot_v1_dot_lease__pb2.PrepareLeaseRequest.SerializeToString,
+            fmctl_dot_v1_dot_lease__pb2.PrepareLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOverLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fmctl.v1.LeaseService/HandOverLease',
+            fmctl_dot_v1_dot_lease__pb2.HandOverLeaseRequest.SerializeToString,
+            fmctl_dot_v1_dot_lease__pb2.HandOverLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,14 @@ class LeaseServiceStub:
     """Idempotent. Answers once the end is recorded for good, or with `wait` once the GPUs are free."""
     UpdateLease: _grpc.UnaryUnaryMultiCallable[_lease_pb2.UpdateLeaseRequest, _lease_pb2.UpdateLeaseResponse]
     """Binds a VM, renews the expiry, or sets labels: all that are given, or nothing."""
+    PrepareLease: _grpc.UnaryUnaryMultiCallable[_lease_pb2.PrepareLeaseRequest, _lease_pb2.PrepareLeaseResponse]
+    """Gets the GPUs of an ACTIVE lease ready for its VM, and keeps everybody else from them until HandOverLease, also while
+    the daemon is started again. Idempotent. Libvirt's hook does both calls by itself.
+    """
+    HandOverLease: _grpc.UnaryUnaryMultiCallable[_lease_pb2.HandOverLeaseRequest, _lease_pb2.HandOverLeaseResponse]
+    """Right before the VM starts: once this answers, its process can open the GPUs, and must within 120 seconds. Who opened
+    them is looked at afterwards; once nobody has them any more, they must be prepared again.
+    """
     GetLease: _grpc.UnaryUnaryMultiCallable[_lease_pb2.GetLeaseRequest, _lease_pb2.GetLeaseResponse]
     ListLeases: _grpc.UnaryUnaryMultiCallable[_lease_pb2.ListLeasesRequest, _lease_pb2.ListLeasesResponse]
     """Oldest first. To follow changes, watch from the revision that comes with the first page."""
@@ -88,6 +96,14 @@ class LeaseServiceAsyncStub(LeaseServiceStub):
     """Idempotent. Answers once the end is recorded for good, or with `wait` once the GPUs are free."""
     UpdateLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.UpdateLeaseRequest, _lease_pb2.UpdateLeaseResponse]  # type: ignore[assignment]
     """Binds a VM, renews the expiry, or sets labels: all that are given, or nothing."""
+    PrepareLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.PrepareLeaseRequest, _lease_pb2.PrepareLeaseResponse]  # type: ignore[assignment]
+    """Gets the GPUs of an ACTIVE lease ready for its VM, and keeps everybody else from them until HandOverLease, also while
+    the daemon is started again. Idempotent. Libvirt's hook does both calls by itself.
+    """
+    HandOverLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.HandOverLeaseRequest, _lease_pb2.HandOverLeaseResponse]  # type: ignore[assignment]
+    """Right before the VM starts: once this answers, its process can open the GPUs, and must within 120 seconds. Who opened
+    them is looked at afterwards; once nobody has them any more, they must be prepared again.
+    """
     GetLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.GetLeaseRequest, _lease_pb2.GetLeaseResponse]  # type: ignore[assignment]
     ListLeases: _aio.UnaryUnaryMultiCallable[_lease_pb2.ListLeasesRequest, _lease_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """Oldest first. To follow changes, watch from the revision that comes with the first page."""
@@ -147,6 +163,26 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lease_pb2.UpdateLeaseResponse, _abc.Awaitable[_lease_pb2.UpdateLeaseResponse]]:
         """Binds a VM, renews the expiry, or sets labels: all that are given, or nothing."""
+
+    @_abc_1.abstractmethod
+    def PrepareLease(
+        self,
+        request: _lease_pb2.PrepareLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lease_pb2.PrepareLeaseResponse, _abc.Awaitable[_lease_pb2.PrepareLeaseResponse]]:
+        """Gets the GPUs of an ACTIVE lease ready for its VM, and keeps everybody else from them until HandOverLease, also while
+        the daemon is started again. Idempotent. Libvirt's hook does both calls by itself.
+        """
+
+    @_abc_1.abstractmethod
+    def HandOverLease(
+        self,
+        request: _lease_pb2.HandOverLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lease_pb2.HandOverLeaseResponse, _abc.Awaitable[_lease_pb2.HandOverLeaseResponse]]:
+        """Right before the VM starts: once this answers, its process can open the GPUs, and must within 120 seconds. Who opened
+        them is looked at afterwards; once nobody has them any more, they must be prepared again.
+        """
 
     @_abc_1.abstractmethod
     def GetLease(
