@@ -10,9 +10,8 @@ import logging
 import time
 from pathlib import Path, PurePosixPath
 
-from fmctl import local, notify, platforms, process
+from fmctl import hostgpus, local, notify, platforms, process
 from fmctl.control.breakglass import Records
-from fmctl.control.clean import Cleaner, Cleaning
 from fmctl.control.closedstore import ClosedStore
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
@@ -20,33 +19,24 @@ from fmctl.control.domain import World
 from fmctl.control.fabric import Turn
 from fmctl.control.fabricstarts import FabricStarts
 from fmctl.control.gate import HostGate
-from fmctl.control.gpumap import GpuMaps
-from fmctl.control.gpus import Gpus
-from fmctl.control.hook import Hook, ServiceVmStart
 from fmctl.control.logs import MAX_LINES, GuestLogs
-from fmctl.control.mapkeeper import MapKeeper
-from fmctl.control.mapreader import MapReader
 from fmctl.control.monitor import Monitor
 from fmctl.control.operator import Operator
-from fmctl.control.parking import Parking
-from fmctl.control.rounds import Rounds
 from fmctl.control.servicevm import LONGEST_TURN, ServiceVm
 from fmctl.control.watch import WatchedStore
 from fmctl.core.address import Address, UnixAddress, VsockAddress
-from fmctl.core.answers import FabricState, GateStatus, HookLoad, ServiceVmStatus
+from fmctl.core.answers import FabricState, ServiceVmStatus
 from fmctl.core.book import Kind
 from fmctl.core.errors import FmctlError, InvalidDocument, StoreUnusable
-from fmctl.core.hook import Rules as HookRules
 from fmctl.core.loglines import KeptLog
 from fmctl.core.platform import Platform
 from fmctl.core.ports import Hypervisor
 from fmctl.core.rules import Rules as LeaseRules
 from fmctl.core.servicevm import Rules
-from fmctl.core.settings import AbsolutePath, DaemonSettings, ServiceVmSettings
-from fmctl.core.vfio import Step
+from fmctl.core.settings import DaemonSettings, ServiceVmSettings
+from fmctl.core.values import AbsolutePath
 from fmctl.host import identity
 from fmctl.host.generation import FileGeneration
-from fmctl.host.registers import HostRegisters
 from fmctl.host.store import FileStore
 from fmctl.local import Host
 from fmctl.notify import Notifier
@@ -66,8 +56,6 @@ LONGEST_PROBE = 60.0
 """Seconds for which none of them may be answered."""
 LIBVIRT_SOCKETS = ("libvirt-sock", "virtqemud-sock")
 """The sockets of libvirt's daemon for QEMU: the one for all drivers, and the one for it alone."""
-LONGEST_GUARD = 600.0
-"""Seconds that a turn of the gate may take: each write to sysfs has 60 s, and a release its own."""
 LONGEST_LOOK = 60.0
 """Seconds that the monitor's turn may take: three calls to the agent with deadlines of 5 s, its pause, and a margin."""
 
@@ -147,19 +135,38 @@ class _Daemon:
         self._starts = None if managed else FabricStarts(self._agent, self._generation, self._started_fresh)
         self._logs = GuestLogs(self._agent, record=lambda text: self._records.take(text))
         self._store = _store(Path(settings.state_dir.path))
-        self._turn = Turn(settings.call_timeout_s)
-        self._watched = WatchedStore(self._store)
-        self._maps = self._gpu_maps()
-        self._keeper_of_maps = MapKeeper(self._maps, interval=settings.poll_interval_s)
-        gpus = Gpus(host.inventory, self._maps.known, host.vfio(tell=_log_step), hypervisor)
-        self._controller = FabricController(
+        watched, turn = WatchedStore(self._store), Turn(settings.call_timeout_s)
+        self._which = hostgpus.Which(settings, host, hypervisor, watched, turn, lambda: self._controller)
+        self._controller = self._control(watched, turn, simulated=simulated)
+        self._records = Records(watched)
+        around = hostgpus.Around(self._controller, self._service_vm, self._watchdog, lambda: self._monitor.wake())
+        self._care = hostgpus.Care(settings, host, self._which, around)
+        operator = Operator(self._service_vm) if self._service_vm else None
+        self._server = Server(
+            Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
+            DAEMON_SERVICES,
+            services(
+                self._controller,
+                operator,
+                self._log,
+                maps=self._which.maps,
+                hook=self._care.hook,
+                parking=self._care.parking,
+            ),
+            simulated=lambda: self._controller.simulated,
+        )
+        self._monitor = Monitor(self._look, self._fabric_changed, interval=settings.poll_interval_s)
+
+    def _control(self, store: WatchedStore, turn: Turn, *, simulated: bool) -> FabricController:
+        settings, host = self._settings, self._host
+        return FabricController(
             self._agent,
-            self._watched,
+            store,
             HostGate(host.inventory, host.check, self._service_vm, lambda: self._starts.current if self._starts else 0),
-            gpus,
-            require_map=self._maps.require,
-            turn=self._turn,
-            rules=_rules(settings, clean=_has_gpus(host, managed=managed)),
+            self._which.gpus,
+            require_map=self._which.maps.require,
+            turn=turn,
+            rules=_rules(settings, clean=_has_gpus(host, managed=settings.service_vm.managed)),
             policy=settings.policy,
             host_id=identity.machine_id(),
             wake=lambda: self._monitor.wake(),
@@ -169,55 +176,23 @@ class _Daemon:
             call_timeout=settings.call_timeout_s,
             started=time.time(),
             simulated=simulated,
-            lock=self._gate,
+            lock=lambda: self._care.status(),
         )
-        self._records = Records(self._controller.store)
-        rules = local.clean_rules(settings.clean)
-        self._cleaner = Cleaner(
-            self._controller, gpus, host.inventory, host.tools(), rules, generation=self._controller.generation
-        )
-        self._cleaning = Cleaning(self._cleaner, lambda: self._monitor.wake())
-        self._parking = self._parked()
-        self._hook = self._to_libvirt()
-        self._rounds = Rounds(
-            "gate",
-            self._guard,
-            interval=settings.poll_interval_s,
-            beat=self._watchdog.loop("gate", longest=LONGEST_GUARD + settings.poll_interval_s),
-        )
-        operator = Operator(self._service_vm) if self._service_vm else None
-        self._server = Server(
-            Listening(settings.listen, settings.socket_group, insecure_tcp, settings.reflection),
-            DAEMON_SERVICES,
-            services(
-                self._controller,
-                operator,
-                self._log,
-                maps=self._maps,
-                hook=self._hook,
-                parking=self._parking,
-            ),
-            simulated=lambda: self._controller.simulated,
-        )
-
-        self._monitor = Monitor(self._look, self._fabric_changed, interval=settings.poll_interval_s)
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._store.close)
-            self._cleaner.check_sources()
+            self._care.check()
             self._controller.reconciler.meet_vms()
-            self._hook.see()
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
                 self._hypervisor.watch(self._monitor.wake)
-                self._hypervisor.watch(self._rounds.wake)
+                self._hypervisor.watch(self._care.wake)
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)
-            guards = (self._rounds, self._cleaning, self._keeper_of_maps)
-            for part in (self._relay, self._service_vm, self._logs, *guards, self._monitor):
+            for part in (self._relay, self._care, self._service_vm, self._logs, self._monitor):
                 if part is not None:
                     stack.enter_context(part)
             self._watch(stack)
@@ -243,22 +218,12 @@ class _Daemon:
         self._records.flush()
         state, message = self._controller.refresh()
         if state is FabricState.READY:
-            self._cleaning.look()
+            self._care.cleaning.look()
         told = _in_words(state, self._service_vm.status() if self._service_vm else None)
         if told != self._told:
             self._notifier.status(told)
         self._told = told
         return state, message
-
-    def _observed(self) -> str:
-        """Why no GPU is touched; a host that was never looked at may be in use without any VM that has one open."""
-        reconciler = self._controller.reconciler
-        return reconciler.observed or ("whether it was in use is not known yet" if reconciler.is_unmet else "")
-
-    def _guard(self) -> None:
-        """Keep VMs from GPUs that are not theirs; the turn of the gate."""
-        self._hook.look()
-        self._parking.step()
 
     def _fabric_changed(self, state: FabricState) -> None:
         self._server.fabric_changed(state)
@@ -278,7 +243,7 @@ class _Daemon:
 
     def _keeper(self, hypervisor: Hypervisor) -> ServiceVm:
         settings, host = self._settings, self._host
-        vfio = host.vfio(tell=_log_step)
+        vfio = host.vfio(tell=hostgpus.log_step)
         world = World(
             hypervisor,
             self._agent,
@@ -289,7 +254,7 @@ class _Daemon:
             lambda: self._controller.active(),
             self._generation,
             host.images(settings),
-            lambda inventory: self._parking.park(inventory),
+            lambda inventory: self._care.parking.park(inventory),
         )
         rules = Rules(
             settings.service_vm_restart, settings.service_vm.start_timeout_s, settings.service_vm.restart_limit
@@ -304,67 +269,6 @@ class _Daemon:
             observed=lambda: self._controller.reconciler.observed,
             record=lambda what, detail: self._controller.record(Kind.SERVICE_VM, what, detail),
         )
-
-    def _gpu_maps(self) -> GpuMaps:
-        host = self._host
-        reader = MapReader(
-            host.bus,
-            host.vfio(tell=_log_step),
-            host.registers or HostRegisters(),
-            self._turn,
-            admin_tools=host.admin_tools(self._settings),
-            active=lambda: self._maps.active(),
-        )
-        return GpuMaps(
-            self._watched,
-            host.inventory,
-            host.bus,
-            reader,
-            machine=host.machine,
-            listed=lambda: self._controller.fabric.seen,
-            file=functools.partial(host.map_file, self._settings),
-            observed=lambda: self._controller.reconciler.is_observing,
-        )
-
-    def _parked(self) -> Parking:
-        """What keeps GPUs from everybody but the VMs of their leases."""
-        settings, host, keeps_service_vm = self._settings, self._host, self._service_vm is not None
-        return Parking(
-            self._controller.store,
-            host.vfio(tell=_log_step),
-            host.devices,
-            inventory=host.inventory,
-            gpu_map=self._maps.known,
-            observed=self._observed,
-            service_vm=str(settings.service_vm.uuid) if keeps_service_vm else "",
-            takes_from_host=keeps_service_vm,
-        )
-
-    def _to_libvirt(self) -> Hook:
-        """What answers libvirt's hook."""
-        settings, host, controller = self._settings, self._host, self._controller
-        keeper = self._service_vm
-        return Hook(
-            controller.store,
-            controller.fabric,
-            controller.leases,
-            self._parking,
-            host.hook_files(Path(settings.run_dir.path)),
-            inventory=host.inventory,
-            gpu_map=self._maps.known,
-            generation=lambda: keeper.status().fabric_generation if keeper else 0,
-            observed=lambda: controller.reconciler.observed,
-            service_vm=ServiceVmStart(
-                str(settings.service_vm.uuid), (lambda: keeper.own.starting) if keeper else (lambda: None)
-            ),
-            rules=HookRules(settings.non_gpu_domains, settings.lease_on_start),
-            wake=lambda: self._rounds.wake(),
-        )
-
-    def _gate(self) -> GateStatus:
-        load = self._hook.load
-        degraded = "" if load in (HookLoad.UNKNOWN, HookLoad.LOADED) else _HOOK_HELP[load]
-        return GateStatus(load, degraded, self._parking.alarms)
 
     def _to_agent(self) -> Relay | None:
         """What carries calls to an agent that is reached over vsock."""
@@ -388,12 +292,6 @@ class _Daemon:
         return self._relay.last_failure if self._relay else None
 
 
-_HOOK_HELP = {
-    HookLoad.NOT_INSTALLED: "libvirt has no hook of fmctl: `make install` puts it in its place",
-    HookLoad.NOT_LOADED: "libvirt has not called fmctl's hook since it started: `systemctl restart libvirtd`",
-}
-
-
 def _in_words(state: FabricState, service_vm: ServiceVmStatus | None) -> str:
     """What `systemctl status` shows."""
     words = [f"Fabric Manager is {state.value}"]
@@ -411,10 +309,6 @@ def _store(folder: Path) -> FileStore | ClosedStore:
     except StoreUnusable as error:
         log.error("%s; nothing is changed on this host", error)
         return ClosedStore(error, time.time())
-
-
-def _log_step(step: Step) -> None:
-    log.info("%s", step)
 
 
 def _vsock(settings: ServiceVmSettings) -> VsockAddress:

@@ -39,10 +39,11 @@ from fmctl.core.inventory import Inventory
 from fmctl.core.pci import Bdf
 from fmctl.core.platform import Platform
 from fmctl.core.ports import DescriptorStore, FirmwareReader, HookFiles, ImageStore, Kernel, Registers, VfioDevices
-from fmctl.core.settings import AbsolutePath, CleanSettings, DaemonSettings
+from fmctl.core.settings import CleanSettings, DaemonSettings
 from fmctl.core.signature import Trust
 from fmctl.core.template import Template
 from fmctl.core.tenantvm import QemuVersion, TenantVm
+from fmctl.core.values import AbsolutePath
 from fmctl.core.vfio import Step
 from fmctl.host import capacity, keyfiles, machine, rebuild, storefile
 from fmctl.host.firmware import RomFiles

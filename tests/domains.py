@@ -17,8 +17,9 @@ from fmctl.core.image import FILES, Image, Manifest
 from fmctl.core.inventory import Device, Inventory, Role
 from fmctl.core.lease import GpuDevice
 from fmctl.core.pci import Bdf
-from fmctl.core.settings import AbsolutePath, Boot, DomainType, HugePages, ServiceVmSettings, TenantVmSettings
+from fmctl.core.settings import Boot, DomainType, HugePages, ServiceVmSettings, TenantVmSettings
 from fmctl.core.tenantvm import Host, QemuVersion, Request
+from fmctl.core.values import AbsolutePath
 from fmctl.sim.capacity import CAPACITY
 from fmctl.sim.sysfs import SimulatedBus
 

@@ -30,8 +30,22 @@ MAY_IMPORT = {
     "agent": {
         *("control", "core", "guest", "host", "notify", "platforms", "process", "rpc", "sim", "templates", "watchdog"),
     },
+    "hostgpus": {"control", "core", "host", "local", "watchdog"},
     "daemon": {
-        *("control", "core", "guest", "host", "local", "notify", "platforms", "process", "rpc", "sim", "watchdog"),
+        *(
+            "control",
+            "core",
+            "guest",
+            "host",
+            "hostgpus",
+            "local",
+            "notify",
+            "platforms",
+            "process",
+            "rpc",
+            "sim",
+            "watchdog",
+        ),
     },
     "local": {"control", "core", "files", "host", "platforms", "process", "sim", "templates"},
     "cli": {"core", "files", "platforms", "rpc", "versions"},

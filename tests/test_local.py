@@ -10,7 +10,8 @@ import pytest
 from fmctl import local
 from fmctl.core import admintools
 from fmctl.core.pci import Bdf
-from fmctl.core.settings import AbsolutePath, DaemonSettings
+from fmctl.core.settings import DaemonSettings
+from fmctl.core.values import AbsolutePath
 from fmctl.process import CommandFailed
 
 BDF = Bdf(0, 0x1B, 0, 0)

@@ -21,8 +21,9 @@ from fmctl.cli.options import Connection
 from fmctl.cli.place import Place
 from fmctl.core import cdi, gpumap, grant, tenantcheck, tenantvm
 from fmctl.core.grant import Grant
-from fmctl.core.settings import AbsolutePath, DaemonSettings, DomainName, HugePages, TenantVmSettings, Uuid
+from fmctl.core.settings import DaemonSettings, HugePages, TenantVmSettings
 from fmctl.core.tenantvm import Host, QemuVersion, Request
+from fmctl.core.values import AbsolutePath, DomainName, Uuid
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -100,11 +100,7 @@ class FabricController:
         self.policy = policy or Policy()
         self.chooser = Chooser(self.store, self.fabric, gpus, self.policy)
         self.reconciler = Reconciler(
-            self.store,
-            self.fabric,
-            gpus,
-            self.turn,
-            rules or Rules(),
+            *(self.store, self.fabric, gpus, self.turn, rules or Rules()),
             generation=self.generation,
             now=now,
             beside=lambda seen: self.layouts.plan(seen),

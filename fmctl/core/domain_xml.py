@@ -21,8 +21,9 @@ from fmctl.core.errors import FmctlError, InvalidDocument
 from fmctl.core.image import Image
 from fmctl.core.inventory import Inventory, Role
 from fmctl.core.pci import Bdf
-from fmctl.core.settings import AbsolutePath, Boot, ServiceVmSettings
+from fmctl.core.settings import Boot, ServiceVmSettings
 from fmctl.core.template import BadTemplate, Template
+from fmctl.core.values import AbsolutePath
 
 SERVICE_VM = "service-vm.xml.j2"
 

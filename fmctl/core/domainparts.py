@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from fmctl.core.errors import BadRequest, FmctlError
 from fmctl.core.pci import Bdf
-from fmctl.core.settings import AbsolutePath
+from fmctl.core.values import AbsolutePath
 
 FIRST_SLOT = 2
 """The first slot of the bus pcie.0 for what is ours; libvirt puts what it adds from slot 1 on, where there is room."""

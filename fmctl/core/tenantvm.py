@@ -26,8 +26,9 @@ from fmctl.core.partition import Gpu, Partition, PartitionList
 from fmctl.core.pci import Bdf
 from fmctl.core.placement import Cell, Expander
 from fmctl.core.platform import Platform
-from fmctl.core.settings import AbsolutePath, DomainName, MapRegions, TenantVmSettings, Uuid
+from fmctl.core.settings import MapRegions, TenantVmSettings
 from fmctl.core.template import Template
+from fmctl.core.values import AbsolutePath, DomainName, Uuid
 
 TENANT_VM = "tenant-vm.xml.j2"
 TENANT_DEVICES = "tenant-devices.xml.j2"

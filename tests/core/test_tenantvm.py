@@ -16,9 +16,10 @@ from fmctl.core.errors import BadRequest, FmctlError, MapUnverified, NoSuchParti
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.inventory import Inventory, Role
 from fmctl.core.pci import Bdf
-from fmctl.core.settings import DomainName, MapRegions, TenantVmSettings, Uuid
+from fmctl.core.settings import MapRegions, TenantVmSettings
 from fmctl.core.template import BadTemplate
 from fmctl.core.tenantvm import Host, Request, TenantVm
+from fmctl.core.values import DomainName, Uuid
 from fmctl.sim.capacity import CAPACITY
 from tests.domains import GRANT, inventory, path
 
