@@ -155,12 +155,6 @@ class Cleaner:
             self._again[gpu], self._why[gpu] = self._now() + PAUSE, str(error)
             log.warning("GPU %d is cleaned later: %s", gpu, error)
 
-    def unquarantine(self, gpu: int, reason: str, *, actor: str, timeout: float) -> None:
-        """Let a quarantined GPU be cleaned again, which frees it if all goes well; raises BadRequest."""
-        with self._turn.within(timeout):
-            self._again.pop(gpu, None)
-            self._commit(clean.unquarantined(self._store.book, gpu, reason, self._now(), actor=actor))
-
     def check_sources(self) -> None:
         """Raise InvalidDocument where firmware is enforced, and no source works on this host.
 

@@ -106,7 +106,8 @@ class FabricController:
             beside=lambda seen: self.layouts.plan(seen),
         )
         self.admission = Admission(self.store, self.reconciler, self._refuse_new_work, self._versions)
-        self.marks = Marks(self.store, self.fabric, gpus, self.chooser, self.turn, now=now)
+        cleans = rules is not None and rules.clean
+        self.marks = Marks(self.store, self.fabric, gpus, self.chooser, self.turn, cleans=cleans, now=now)
         self._new_id = new_id
         self._wake = wake
 

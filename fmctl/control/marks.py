@@ -15,6 +15,7 @@ from dataclasses import replace
 from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Fabric, Turn
 from fmctl.control.gpus import Gpus
+from fmctl.core import clean
 from fmctl.core.book import Book, Entry, Kind, Mark, MarkKind, of_mark, of_unmark
 from fmctl.core.errors import FmctlError, NoSuchGpu, VmRunning
 from fmctl.core.marked import SHOWN, HostGpu, MarkedGpu, MarkedPartition
@@ -33,8 +34,11 @@ class Marks:
         chooser: Chooser,
         turn: Turn,
         *,
+        cleans: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
+        """`cleans` tells that GPUs are cleaned here, so that one which a person releases is cleaned once more."""
+        self._cleans = cleans
         self._store = store
         self._fabric = fabric
         self._gpus = gpus
@@ -79,7 +83,10 @@ class Marks:
         return _marked(found.gpu, self._store.book)
 
     def unquarantine(self, physical_id: int, reason: str, *, actor: str, timeout: float) -> MarkedGpu:
-        """Let a GPU that could not be cleaned be granted again; raises NoSuchGpu, and VmRunning while it is open."""
+        """Let a GPU that could not be cleaned be granted again, once it is clean where GPUs are cleaned.
+
+        Raises NoSuchGpu, BadRequest without a reason, and VmRunning while it is open.
+        """
         found = self.gpu(physical_id, timeout=timeout / 2)
         held = self._gpus.open()
         with self._turn.within(timeout / 2):
@@ -89,7 +96,9 @@ class Marks:
                     why=f"{held[physical_id]} has it open" if held else "who has GPUs open cannot be told",
                     fix="stop that VM first" if held else "see the daemon's log",
                 )
-            self._clear(Kind.GPU, physical_id, MarkKind.QUARANTINED, reason, actor)
+            if (Kind.GPU, str(physical_id), MarkKind.QUARANTINED) in self._store.book.marks:
+                entries = clean.unquarantined(self._store.book, physical_id, reason, self._now(), actor=actor)
+                self._store.commit(entries if self._cleans else entries[:1], at=self._now())
         return _marked(found.gpu, self._store.book)
 
     def partitions(self, *, timeout: float) -> tuple[MarkedPartition, ...]:
