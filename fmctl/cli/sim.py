@@ -102,7 +102,7 @@ _power = click.option(
 @click.option("-v", "--version", is_flag=True, help="Print the version, which FMCTL_SIM_FM_VERSION can set.")
 @click.option("--no-port", is_flag=True, help="Let a board with NVLink 5 do without -g.")
 @click.option("--latency-ms", type=click.FloatRange(0, 600_000), default=0.0, metavar="NUMBER", help="As of `sim fm`.")
-@click.option("--fault", multiple=True, metavar="SPEC", help="As of `sim fm`.")
+@click.option("--fault", multiple=True, envvar="FMCTL_SIM_FM_FAULTS", metavar="SPEC", help="As of `sim fm`.")
 @_power
 def nv_fabricmanager(
     board: str,

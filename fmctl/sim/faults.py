@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from fmctl.core.errors import BadRequest
@@ -20,6 +20,8 @@ from fmctl.core.fmcode import Operation
 class FaultKind(str, Enum):
     """What happens to a call."""
 
+    DELAY = "delay"
+    """The change and its answer come so many seconds later."""
     HANG = "hang"
     """No answer ever comes; the change is not made."""
     CLOSE = "close"
@@ -61,6 +63,7 @@ class Fault:
     operation: Operation | None = None
     code: int = 0
     lie: Lie | None = None
+    seconds: float = 0.0
 
     def meets(self, operation: Operation, nth: int, nth_of_operation: int) -> bool:
         """Whether a call of that operation, the `nth` of all, has this fault."""
@@ -109,6 +112,7 @@ class FaultPlan:
 
 
 _EXAMPLES = {
+    FaultKind.DELAY: "delay=5@activate:1+",
     FaultKind.HANG: "hang@activate:2",
     FaultKind.CLOSE: "close@1",
     FaultKind.CODE: "code=-10@activate:1",
@@ -132,25 +136,28 @@ def _fault(spec: str) -> Fault:
         raise _refusal(spec, f"{name!r} is none of {known}", "hang@activate:2") from None
     if not at:
         raise _refusal(spec, "it does not say at which call", _EXAMPLES[kind])
-    code, lie = _value(spec, kind, value if equals else None)
     nth, onwards, operation = _when(spec, kind, when)
-    return Fault(kind, nth, onwards, operation, code, lie)
+    return replace(_valued(spec, kind, value if equals else None), nth=nth, onwards=onwards, operation=operation)
 
 
-def _value(spec: str, kind: FaultKind, value: str | None) -> tuple[int, Lie | None]:
+def _valued(spec: str, kind: FaultKind, value: str | None) -> Fault:
     if kind is FaultKind.CODE:
         if value is None or not re.fullmatch(r"-[1-9]\d{0,9}", value, re.ASCII) or int(value) < _MIN_CODE:
             raise _refusal(spec, "the code is not a whole number below 0", _EXAMPLES[kind])
-        return int(value), None
+        return Fault(kind, 1, code=int(value))
+    if kind is FaultKind.DELAY:
+        if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", value or "", re.ASCII):
+            raise _refusal(spec, "the delay is not a number of seconds", _EXAMPLES[kind])
+        return Fault(kind, 1, seconds=float(value or 0))
     if kind is FaultKind.LIE:
         found = _LIE.fullmatch(value or "")
         if not found or int(found[2]) > _MAX_COUNT:
             known = ", ".join(what.value for what in Counted)
             raise _refusal(spec, f"a lie is one of {known}, a colon, and a count below 2^32", _EXAMPLES[kind])
-        return 0, Lie(Counted(found[1]), int(found[2]))
+        return Fault(kind, 1, lie=Lie(Counted(found[1]), int(found[2])))
     if value is not None:
         raise _refusal(spec, f"{kind.value} takes no value", _EXAMPLES[kind])
-    return 0, None
+    return Fault(kind, 1)
 
 
 def _when(spec: str, kind: FaultKind, when: str) -> tuple[int, bool, Operation | None]:

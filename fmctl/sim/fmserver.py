@@ -207,9 +207,9 @@ class Connection(asyncio.Protocol):
                 return
             self._busy = True
             fault = self._server.fault_of(request)
-            if self._server.latency > 0:
-                loop = asyncio.get_running_loop()
-                loop.call_later(self._server.latency, self._finish_later, request, fault)
+            delay = self._server.latency + (fault.seconds if fault else 0.0)
+            if delay > 0:
+                asyncio.get_running_loop().call_later(delay, self._finish_later, request, fault)
             else:
                 self._finish(request, fault)
 

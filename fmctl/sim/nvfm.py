@@ -75,12 +75,12 @@ class MemoryNvfm:
                 raise connect_refused(FmCode.CONNECTION_NOT_VALID, "memory")
             fault = self._plan.next(operation)
             try:
-                if fault is None:
+                if fault is None or fault.kind is FaultKind.DELAY:
                     return act(fabric, self._clock())
                 if fault.kind is FaultKind.DIE_AFTER:
                     act(fabric, self._clock())
             except Rejected as rejected:
-                if fault is None:
+                if fault is None or fault.kind is FaultKind.DELAY:
                     raise call_refused(operation, rejected.code, partition_id) from rejected
             if fault.kind in (FaultKind.DIE_BEFORE, FaultKind.DIE_AFTER):
                 self._fabric = None

@@ -24,6 +24,7 @@ def kinds(specs: list[str], calls: list[Operation]) -> list[str]:
     ("spec", "fault"),
     [
         ("hang@3", Fault(FaultKind.HANG, 3)),
+        ("delay=2.5@activate:1+", Fault(FaultKind.DELAY, 1, onwards=True, operation=ACTIVATE, seconds=2.5)),
         ("close@1+", Fault(FaultKind.CLOSE, 1, onwards=True)),
         ("hang@activate:2", Fault(FaultKind.HANG, 2, operation=ACTIVATE)),
         ("code=-22@list:1+", Fault(FaultKind.CODE, 1, onwards=True, operation=LIST, code=-22)),
@@ -46,8 +47,8 @@ def test_a_slow_start_is_read() -> None:
 @pytest.mark.parametrize(
     ("spec", "why", "example"),
     [
-        ("", "is none of hang, close,", "hang@activate:2"),
-        ("explode@1", "'explode' is none of hang, close,", "hang@activate:2"),
+        ("", "is none of delay, hang, close,", "hang@activate:2"),
+        ("explode@1", "'explode' is none of delay, hang, close,", "hang@activate:2"),
         ("hang", "does not say at which call", "hang@activate:2"),
         ("hang@", "'' names no call", "hang@activate:2"),
         ("hang@0", "'0' names no call; calls count from 1", "hang@activate:2"),
@@ -57,6 +58,8 @@ def test_a_slow_start_is_read() -> None:
         ("hang@activate", "'activate' names no call", "hang@activate:2"),
         ("hang@launch:1", "'launch' is none of list, activate,", "hang@activate:2"),
         ("hang=3@1", "hang takes no value", "hang@activate:2"),
+        ("delay@1", "the delay is not a number of seconds", "delay=5@activate:1+"),
+        ("delay=-1@1", "the delay is not a number of seconds", "delay=5@activate:1+"),
         ("code@1", "not a whole number below 0", "code=-10@activate:1"),
         ("code=7@1", "not a whole number below 0", "code=-10@activate:1"),
         ("code=0@1", "not a whole number below 0", "code=-10@activate:1"),

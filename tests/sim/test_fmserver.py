@@ -96,6 +96,21 @@ def test_it_serves_every_operation(options: Options) -> None:
     assert session(options, script) == [0, 0, 0, 0, FmCode.IN_USE, 0, FmCode.NOT_SUPPORTED, FmCode.NOT_SUPPORTED]
 
 
+def test_a_delayed_call_has_its_effect_and_its_answer_later_and_others_go_on(options: Options) -> None:
+    async def script(client: Client) -> tuple[int, float, int, float]:
+        other = await Client.to(options)
+        began = now()
+        client.send(ACTIVATE, 1)
+        await asyncio.sleep(1)
+        before = await other.call(DEACTIVATE, 1)
+        asked = now() - began
+        code, _ = await client.reply()
+        return before, asked, code, now() - began
+
+    delayed = dataclasses.replace(options, faults=Faults.parse(["delay=5@activate:1+"]))
+    assert session(delayed, script) == (FmCode.UNINITIALIZED, 1.0, 0, 5.0)
+
+
 def test_a_list_shows_a_change_at_once(options: Options) -> None:
     async def script(client: Client) -> list[bytes]:
         lists = []

@@ -85,6 +85,7 @@ def nothing_goes_back_to_a_host_driver(host: Host) -> None:
 
 @scenario(Variant.GROUPS, Variant.SHARED)
 def registers_of_a_device_are_read_through_its_group_and_by_sysfs(host: Host) -> None:
+    steps.prepared(host)
     host.fmctl("vfio", "bind", *BOARD)
     switch = next(device for device in _devices(host) if device["role"] == "nvswitch")
     want(_identified(host, switch, "vfio") == [EDU], "its group does not tell its identification register")
