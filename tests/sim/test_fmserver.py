@@ -104,6 +104,7 @@ def test_a_delayed_call_has_its_effect_and_its_answer_later_and_others_go_on(opt
         await asyncio.sleep(1)
         before = await other.call(DEACTIVATE, 1)
         asked = now() - began
+        other.writer.close()
         code, _ = await client.reply()
         return before, asked, code, now() - began
 
