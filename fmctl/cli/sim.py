@@ -153,8 +153,8 @@ def nvlsm(guid: str, config_file: Path | None, power: Path | None) -> None:
     """
     from fmctl.process import Termination
 
-    _draw(power)
     with Termination() as termination:
+        _draw(power)
         termination.wait()
 
 

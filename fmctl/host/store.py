@@ -199,7 +199,7 @@ class FileStore:
                 self._catch_up(self._journal)
             elif lines:
                 self._journal.append(lines)
-        except (OSError, sqlite3.Error, BadRow) as error:
+        except (OSError, sqlite3.Error, BadRow, UnicodeDecodeError) as error:
             self._behind = True
             if not self._warned:
                 log.error("entries are in the store alone, since %s cannot be written: %s", self._journal.path, error)

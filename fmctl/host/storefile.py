@@ -121,10 +121,13 @@ def put_aside(path: Path) -> Path | None:
 
 @contextlib.contextmanager
 def failing(path: Path, verb: str) -> Iterator[None]:
-    """Turn what SQLite and the kernel raise in the block, and rows that are damaged, into StoreUnusable."""
+    """Turn what SQLite and the kernel raise in the block, and rows that are damaged, into StoreUnusable.
+
+    SQLite's own message may have bytes of a damaged row, which then are no text.
+    """
     try:
         yield
-    except BadRow as error:
+    except (BadRow, UnicodeDecodeError) as error:
         raise storefaults.damaged(path, str(error)) from error
     except (sqlite3.Error, OSError) as error:
         raise storefaults.failed(path, verb, error) from error
