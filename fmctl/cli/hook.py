@@ -24,8 +24,8 @@ from fmctl.core.errors import FmctlError
 
 ANSWER_WITHIN = 3.5
 """Seconds from here to a decision. Five are promised: the rest is for a busy machine to start this process."""
-CALL_TIMEOUT = 3.0
-"""Seconds that the daemon has to answer."""
+CALL_MARGIN = 0.5
+"""Seconds before that at which a call to the daemon is given up."""
 READY_TIMEOUT = 60.0
 """Seconds that the daemon has to get a domain's GPUs ready, its lease made first where a setting says so."""
 MANAGED = Path("run", "fmctl", "managed-functions")
@@ -46,6 +46,7 @@ def hook() -> None:
 @click.argument("sub_operation", metavar="SUBOPERATION")
 @click.argument("extra")
 @click.option("--allow-simulated", is_flag=True, help="Let the daemon of a simulated host decide.")
+@click.option("--within", type=click.FloatRange(1, 60), default=ANSWER_WITHIN, hidden=True)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), hidden=True)
 @options.connection
 @click.pass_context
@@ -56,6 +57,7 @@ def qemu(
     operation: str,
     sub_operation: str,
     extra: str,
+    within: float,
     root: Path,
     *,
     allow_simulated: bool,
@@ -71,6 +73,7 @@ def qemu(
         lambda devices: managed(devices, root),
         connection.address or options.DEFAULT_ADDRESS,
         allow_simulated=allow_simulated,
+        within=within,
     )
     refusal = call.result()
     if refusal:
@@ -117,6 +120,7 @@ class HookCall:
         self._managed = managed
         self._address = address
         self._allow_simulated = allow_simulated
+        self._within = within
         self._until = time.monotonic() + within
         self._done = threading.Event()
         self._refusal = "its document was not read in time"
@@ -156,7 +160,7 @@ class HookCall:
         from fmctl.rpc.hook import HookClient
 
         client = HookClient(self._address)
-        answer = client.check(self._operation, xml, timeout=CALL_TIMEOUT)
+        answer = client.check(self._operation, xml, timeout=self._within - CALL_MARGIN)
         if answer.simulated and not self._allow_simulated:
             return self._closed("fmctld is that of a simulated host")
         if answer.decision.verdict is Verdict.PREPARE:
