@@ -216,7 +216,7 @@ def mid_activation(host: Host) -> Iterator[None]:
     host.sh(f"timeout 20 sh -c 'until {journal}; do sleep 0.05; done'")
     yield
     ready(host)
-    lease = host.eventually("the request is granted", lambda: _granted(host, *asked), within=240)
+    lease = host.eventually("the request is granted", lambda: _granted(host, *asked), within=240) or {}
     want(lease["state"] == "active", f"the lease is {lease['state']}")
     want([each["id"] for each in leases(host, "second")] == [lease["id"]], "the request was granted twice")
     held = sorted(partition for each in leases(host) for partition in each["partitions"])
