@@ -40,11 +40,13 @@ def shell(variant: str) -> None:
 @lab.command()
 @click.option("--variant", "variants", type=click.Choice(_VARIANTS), multiple=True, help="Only this variant.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Only scenarios with this text in their names.")
+@click.option("--all", "everything", is_flag=True, help="Also the rounds that run on request alone.")
 @click.option("--limit", default=2700, metavar="SECONDS", show_default=True, help="When the run is over at the latest.")
-def test(variants: tuple[str, ...], only: tuple[str, ...], limit: int) -> None:
+def test(variants: tuple[str, ...], only: tuple[str, ...], limit: int, *, everything: bool) -> None:
     """Run the scenarios of every variant; exit status 1 where one fails."""
+    chosen = [Variant(name) for name in variants or _VARIANTS]
     with _disks() as (disks, folder):
-        sys.exit(runner.run([Variant(name) for name in variants or _VARIANTS], disks, folder, only=only, limit=limit))
+        sys.exit(runner.run(chosen, disks, folder, only=only, limit=limit, everything=everything))
 
 
 @lab.command("bench")

@@ -67,14 +67,20 @@ def _tell(trouble: str) -> None:
         click.echo(f"    {line}")
 
 
-def run(variants: Sequence[Variant], disks: Disks, folder: Path, *, only: Sequence[str], limit: float) -> int:
+def run(
+    variants: Sequence[Variant], disks: Disks, folder: Path, *, only: Sequence[str], limit: float, everything: bool
+) -> int:
     """Run the scenarios of those variants within `limit` seconds; the exit status."""
     tally = Tally()
     for variant in variants:
         click.echo(f"{variant.value}: {variant.about}")
     with futures.ThreadPoolExecutor(LANES) as lanes:
-        for done in [lanes.submit(_run, boot, disks, folder, tally, limit) for boot in _boots(variants, only)]:
+        boots = [boot for boot in _boots(variants, only) if everything or boot.round not in scenarios.ON_REQUEST]
+        for done in [lanes.submit(_run, boot, disks, folder, tally, limit) for boot in boots]:
             done.result()
+    for boot in _boots(variants, only):
+        if boot not in boots:
+            click.echo(f"NOT RUN without --all: {len(boot.scenarios)} scenarios of {boot}")
     click.echo(f"\n{time.monotonic() - tally.started:.0f} s in all")
     click.echo(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0
