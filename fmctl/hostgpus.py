@@ -77,7 +77,8 @@ class Which:
             file=functools.partial(host.map_file, settings),
             observed=lambda: controller().reconciler.is_observing,
         )
-        self.keeper = MapKeeper(self.maps, interval=settings.poll_interval_s)
+        keeper = MapKeeper(self.maps)
+        self.rounds = Rounds("GPU map", keeper.look, interval=settings.poll_interval_s, patience=1.0)
         self.gpus = Gpus(host.inventory, self.maps.known, host.vfio(tell=log_step), hypervisor)
 
 
@@ -135,7 +136,7 @@ class Care:
         return GateStatus(load, degraded, self.parking.alarms)
 
     def __enter__(self) -> Care:
-        for part in (self._rounds, self.cleaning, self._which.keeper):
+        for part in (self._rounds, self.cleaning, self._which.rounds):
             self._running.enter_context(part)
         return self
 

@@ -14,13 +14,23 @@ class Rounds:
     """A thread; as a context manager it runs for as long as the block."""
 
     def __init__(
-        self, name: str, turn: Callable[[], object], *, interval: float, beat: Callable[[], object] = lambda: None
+        self,
+        name: str,
+        turn: Callable[[], object],
+        *,
+        interval: float,
+        beat: Callable[[], object] = lambda: None,
+        patience: float = 10.0,
     ) -> None:
-        """`turn` is done every `interval` seconds, and `beat` called before each."""
+        """`turn` is done every `interval` seconds, and `beat` called before each.
+
+        The block ends without a turn that is under way for more than `patience` seconds more.
+        """
         self._turn = turn
         self._name = name
         self._interval = interval
         self._beat = beat
+        self._patience = patience
         self._news = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -46,4 +56,4 @@ class Rounds:
     def __exit__(self, *error: object) -> None:
         self._stopping = True
         self._news.set()
-        self._thread.join(timeout=10.0)
+        self._thread.join(timeout=self._patience)
