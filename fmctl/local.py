@@ -97,6 +97,7 @@ class Host:
     """Its files; a pretended host has none."""
     registers: Registers | None = None
     machine: Callable[[], Machine] = Machine
+    """Its boot and firmware, which are the same for as long as a process lives."""
     written_map: Callable[[], str] = str
     """What a person wrote of a pretended host's GPU map."""
     pretended_tools: AdminTools | None = None
@@ -194,7 +195,7 @@ def this_host(
         queued(root / "run" / "fmctl" / "host.lock"),
         HostFiles(root),
         HostRegisters(root),
-        functools.partial(machine.read, root),
+        functools.cache(functools.partial(machine.read, root)),
     )
 
 
