@@ -74,13 +74,15 @@ class MemoryNvfm:
             if fabric is None:
                 raise connect_refused(FmCode.CONNECTION_NOT_VALID, "memory")
             fault = self._plan.next(operation)
+            if fault is not None and fault.kind is FaultKind.DELAY:  # nothing takes any time here
+                fault = None
             try:
-                if fault is None or fault.kind is FaultKind.DELAY:
+                if fault is None:
                     return act(fabric, self._clock())
                 if fault.kind is FaultKind.DIE_AFTER:
                     act(fabric, self._clock())
             except Rejected as rejected:
-                if fault is None or fault.kind is FaultKind.DELAY:
+                if fault is None:
                     raise call_refused(operation, rejected.code, partition_id) from rejected
             if fault.kind in (FaultKind.DIE_BEFORE, FaultKind.DIE_AFTER):
                 self._fabric = None

@@ -75,12 +75,12 @@ def run(
     for variant in variants:
         click.echo(f"{variant.value}: {variant.about}")
     with futures.ThreadPoolExecutor(LANES) as lanes:
-        boots = [boot for boot in _boots(variants, only) if everything or boot.round not in scenarios.ON_REQUEST]
-        for done in [lanes.submit(_run, boot, disks, folder, tally, limit) for boot in boots]:
+        boots = list(_boots(variants, only))
+        left = [] if everything else [boot for boot in boots if boot.round in scenarios.ON_REQUEST]
+        for done in [lanes.submit(_run, boot, disks, folder, tally, limit) for boot in boots if boot not in left]:
             done.result()
-    for boot in _boots(variants, only):
-        if boot not in boots:
-            click.echo(f"NOT RUN without --all: {len(boot.scenarios)} scenarios of {boot}")
+    for boot in left:
+        click.echo(f"NOT RUN without --all: {len(boot.scenarios)} scenarios of {boot}")
     click.echo(f"\n{time.monotonic() - tally.started:.0f} s in all")
     click.echo(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0
