@@ -68,19 +68,19 @@ def _tell(trouble: str) -> None:
 
 
 def run(
-    variants: Sequence[Variant], disks: Disks, folder: Path, *, only: Sequence[str], limit: float, everything: bool
+    variants: Sequence[Variant], rounds: Sequence[str], disks: Disks, folder: Path, *, only: Sequence[str], limit: float
 ) -> int:
-    """Run the scenarios of those variants within `limit` seconds; the exit status."""
+    """Run the scenarios of those variants and rounds within `limit` seconds; the exit status."""
     tally = Tally()
     for variant in variants:
         click.echo(f"{variant.value}: {variant.about}")
     with futures.ThreadPoolExecutor(LANES) as lanes:
         boots = list(_boots(variants, only))
-        left = [] if everything else [boot for boot in boots if boot.round in scenarios.ON_REQUEST]
+        left = [boot for boot in boots if boot.round not in rounds]
         for done in [lanes.submit(_run, boot, disks, folder, tally, limit) for boot in boots if boot not in left]:
             done.result()
     for boot in left:
-        click.echo(f"NOT RUN without --all: {len(boot.scenarios)} scenarios of {boot}")
+        click.echo(f"NOT RUN: {len(boot.scenarios)} scenarios of {boot}")
     click.echo(f"\n{time.monotonic() - tally.started:.0f} s in all")
     click.echo(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0
