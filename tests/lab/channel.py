@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,19 @@ class Channel:
 
     def run(self, command: str, timeout: float) -> Answer:
         """Run a line of bash and wait for its end; raises HostDead."""
+        return self._call({"command": command, "timeout": timeout})
+
+    def fmctl(self, arguments: Sequence[str], timeout: float) -> Answer:
+        """Run fmctl and wait for its end; raises HostDead. Its imports were made before, and it is forked."""
+        return self._call({"fmctl": arguments, "timeout": timeout})
+
+    def _call(self, asked: dict[str, Any]) -> Answer:
         self._socket.settimeout(MARGIN)
         try:
-            self._socket.sendall(json.dumps({"command": command, "timeout": timeout}).encode() + b"\n")
+            self._socket.sendall(json.dumps(asked).encode() + b"\n")
         except OSError as error:
             raise HostDead("the emulated host is gone") from error
-        answer = self._receive(time.monotonic() + timeout + MARGIN)
+        answer = self._receive(time.monotonic() + asked["timeout"] + MARGIN)
         if answer.get("hello"):
             raise HostDead("the emulated host booted again by itself")
         return Answer(**answer)

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from tests.lab.channel import Answer, Channel, HostDead
 from tests.lab.machine import Variant
+
+TRACE = os.environ.get("FMCTL_LAB_TRACE", "")
+"""A file that every command is written to, with the seconds that it took."""
 
 T = TypeVar("T")
 
@@ -41,10 +46,22 @@ class Host:
 
     def run(self, command: str, timeout: float = 60.0) -> Answer:
         """Run a line of bash, whatever its exit status; raises HostDead."""
+        return self._run(command, timeout, lambda within: self._channel.run(command, within))
+
+    def try_fmctl(self, *arguments: str, timeout: float = 60.0) -> Answer:
+        """Run fmctl, whatever its exit status; raises HostDead."""
+        command = shlex.join(["fmctl", *arguments])
+        return self._run(command, timeout, lambda within: self._channel.fmctl(arguments, within))
+
+    def _run(self, command: str, timeout: float, call: Callable[[float], Answer]) -> Answer:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise HostDead("the run's time is over")
-        answer = self._channel.run(command, min(timeout, left))
+        began = time.monotonic()
+        answer = call(min(timeout, left))
+        if TRACE:
+            with Path(TRACE).open("a") as file:
+                file.write(f"{self._name}  {time.monotonic() - began:6.1f} s  {command[:150]!r}\n")
         want(not answer.timed_out, f"`{command}` did not end within {timeout:g} s\n{answer.out}{answer.err}")
         return answer
 
@@ -56,8 +73,8 @@ class Host:
 
     def fmctl(self, *arguments: str, status: int = 0, timeout: float = 60.0) -> str:
         """Run fmctl, which must end with that exit status; standard output, or standard error after a failure."""
+        answer = self.try_fmctl(*arguments, timeout=timeout)
         command = shlex.join(["fmctl", *arguments])
-        answer = self.run(command, timeout)
         want(answer.status == status, f"`{command}` ended with {answer.status}, not {status}\n{answer.out}{answer.err}")
         return answer.err if status else answer.out
 

@@ -54,12 +54,12 @@ def added(host: Host, image: str) -> None:
 def upgrade(host: Host, image: str, *, status: int = 0) -> str:
     """Let the Service VM take that image; what fmctl said of it."""
     added(host, image)
-    command = f"fmctl service-vm upgrade {image}"
-    answer = host.run(command, timeout=2 * READY_WITHIN)
+    command = ("service-vm", "upgrade", image)
+    answer = host.try_fmctl(*command, timeout=2 * READY_WITHIN)
     if status == 0 and LOST in answer.err:
         host.note("the emulation lost the Service VM as it booted; the upgrade is asked for once more")
-        answer = host.run(command, timeout=2 * READY_WITHIN)
-    want(answer.status == status, f"`{command}` ended with {answer.status}, not {status}\n{answer.out}{answer.err}")
+        answer = host.try_fmctl(*command, timeout=2 * READY_WITHIN)
+    want(answer.status == status, f"the upgrade ended with {answer.status}, not {status}\n{answer.out}{answer.err}")
     return answer.err if status else answer.out
 
 
@@ -75,7 +75,7 @@ def started(host: Host, *, status: int = 0) -> str:
 
 def ready(host: Host) -> None:
     """The daemon runs, and Fabric Manager takes calls in the Service VM."""
-    answer = host.run("fmctl status --output json")
+    answer = host.try_fmctl("status", "--output", "json")
     if answer.status == 0 and json.loads(answer.out)["service_vm"]["state"] == "ready":
         mapped(host)
         return
@@ -195,12 +195,10 @@ def create(host: Host, *gpus: int) -> Answer:
 def parked(host: Host, *but: int) -> None:
     """Every GPU but these has no driver, soon."""
 
-    def drivers() -> bool:
-        numbers = {address: number for number, address in gpu_addresses(host).items()}
-        devices = [device for device in host.ask("inventory", *BOARD)["devices"] if device["role"] == "gpu"]
-        return all((device["driver"] is None) == (numbers[device["address"]] not in but) for device in devices)
-
-    host.eventually("free GPUs are parked", drivers, within=60)
+    addresses = gpu_addresses(host)
+    look = f"cd /sys/bus/pci/devices && ls -d {' '.join(f'{address}/driver' for address in addresses.values())}"
+    wanted = {f"{addresses[gpu]}/driver" for gpu in but}
+    host.eventually("free GPUs are parked", lambda: {*host.run(look).out.split()} == wanted, within=60)
 
 
 @contextlib.contextmanager
@@ -226,7 +224,7 @@ def mid_activation(host: Host) -> Iterator[None]:
 
 def _granted(host: Host, *asked: str) -> dict[str, Any] | None:
     """The lease that a request gets; None where it must be made again, as while an earlier one is undone."""
-    answer = host.run(f"fmctl allocate {' '.join(asked)} --timeout 120 --output json", 140)
+    answer = host.try_fmctl("allocate", *asked, "--timeout", "120", "--output", "json", timeout=140)
     want(answer.status in (0, 5), f"the request is refused\n{answer.err}")
     return json.loads(answer.out) if answer.status == 0 else None
 
@@ -275,6 +273,7 @@ def _tenant_says(host: Host, text: str) -> bool:
     return host.run(f"grep --quiet --text '{text}' {TENANT_CONSOLE}").status == 0
 
 
+@functools.cache
 def gpu_addresses(host: Host) -> dict[int, str]:
     """The GPUs' addresses by physical id."""
     lines = host.sh("grep '^[0-9]' /etc/fmctl/gpu-map.yaml").splitlines()

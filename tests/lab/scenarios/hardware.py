@@ -50,7 +50,7 @@ def a_check_of_the_host_finds_access_control_switched_off(host: Host) -> None:
     port = _devices(host)[0]["ports"][-1]
     before = host.sh(f"setpci -s {port} ECAP_ACS+6.w").strip()
     host.sh(f"setpci -s {port} ECAP_ACS+6.w=0")
-    answer = host.run("fmctl host check " + " ".join(BOARD))
+    answer = host.try_fmctl("host", "check", *BOARD)
     host.sh(f"setpci -s {port} ECAP_ACS+6.w={before}")
     want(answer.status == 1 and port in answer.out, f"exit status {answer.status}\n{answer.out}")
 
@@ -122,7 +122,7 @@ def _reading(device: dict[str, Any], way: str, settle: list[list[int]] | None = 
 def a_foreign_device_in_the_group_is_refused_by_name(host: Host) -> None:
     foreign = host.sh("lspci -D -d 1af4:1110").split()[0]
     before = [device["driver"] for device in _devices(host)]
-    answer = host.run("fmctl vfio bind " + " ".join(BOARD))
+    answer = host.try_fmctl("vfio", "bind", *BOARD)
     want(answer.status not in (0, 2) and foreign in answer.err, f"exit status {answer.status}\n{answer.err}")
     want([device["driver"] for device in _devices(host)] == before, "a function was bound all the same")
 

@@ -72,7 +72,7 @@ def after_the_host_s_reboot_it_is_ready_unattended(host: Host) -> None:
     steps.ready(host)
     before = steps.generation(host)
     host.reboot(within=180)
-    host.eventually("fmctl answers", lambda: host.run("fmctl status").status == 0, within=120)
+    host.eventually("fmctl answers", lambda: host.try_fmctl("status").status == 0, within=120)
     host.fmctl("wait", "--for", "ready", "--timeout", str(int(steps.READY_WITHIN)), timeout=steps.READY_WITHIN + 20)
     want(steps.generation(host) > before, "the fabric generation fell back, or was not raised")
 
