@@ -259,13 +259,13 @@ def has_tenant(host: Host) -> bool:
 
 
 def bootable(xml: str) -> str:
-    """A tenant's document with what its owner brings: what it boots, where its console goes, and one more port."""
+    """A tenant's document with what its owner brings: what it boots, its console's log, and ports for later devices."""
     images = "/var/lib/libvirt/images"
     boot = f"<kernel>{images}/vmlinuz</kernel><initrd>{images}/tenant-vm.cpio</initrd>"
     boot += "<cmdline>console=ttyS0 quiet</cmdline>"
     serial = "<serial type='pty'>"
-    port = "<controller type='pci' model='pcie-root-port'/>"
-    xml = xml.replace("</type>", f"</type>{boot}", 1).replace("</devices>", f"{port}</devices>", 1)
+    ports = 4 * "<controller type='pci' model='pcie-root-port'/>"
+    xml = xml.replace("</type>", f"</type>{boot}", 1).replace("</devices>", f"{ports}</devices>", 1)
     return xml.replace(serial, f"{serial}<log file='{TENANT_CONSOLE}'/>", 1)
 
 
