@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from fmctl.core.errors import FmctlError
@@ -148,6 +151,69 @@ def attempt(argv: Sequence[str], *, timeout: float) -> tuple[int, bytes] | None:
         return None
     finally:
         _abandon(popen)
+
+
+class Helper:
+    """A child that answers one request after the other, and may hang in the kernel over each.
+
+    Requests come by its standard input, and it ends with that, and so with this process.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """Start it; raises CommandFailed if it cannot be started."""
+        self._name = argv[0]
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._popen: subprocess.Popen[bytes] = subprocess.Popen(
+                    list(argv),
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._socket.close()
+                raise CommandFailed(f"{argv[0]} cannot be started", why=error.strerror or str(error)) from error
+
+    def poll(self) -> int | None:
+        """Its exit status, negative for a signal, or None while it runs."""
+        return self._popen.poll()
+
+    def ask(self, request: bytes, header: struct.Struct, *, timeout: float) -> tuple[int, bytes] | None:
+        """Its answer, which begins with the two numbers of `header`: the first, and as many bytes as the second says.
+
+        None past the deadline, when it is abandoned as by `attempt`. Raises CommandFailed where it has ended, and is
+        of no use then, either.
+        """
+        deadline = time.monotonic() + timeout
+        answered = False
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.sendall(request)
+            number, count = header.unpack(self._read(header.size, deadline))
+            content = self._read(count, deadline)
+            answered = True
+            return number, content
+        except TimeoutError:
+            return None
+        except OSError as error:
+            raise CommandFailed(f"{self._name} does not answer", why=error.strerror or str(error)) from error
+        finally:
+            if not answered:
+                self._socket.close()
+                _abandon(self._popen)
+
+    def _read(self, count: int, deadline: float) -> bytes:
+        """So many bytes; raises TimeoutError or another OSError."""
+        found = b""
+        while len(found) < count:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            chunk = self._socket.recv(count - len(found))
+            if not chunk:
+                raise ConnectionResetError("it has ended")
+            found += chunk
+        return found
 
 
 def _abandon(popen: subprocess.Popen[bytes]) -> None:

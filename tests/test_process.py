@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fmctl import process
-from fmctl.process import Child, CommandFailed
+from fmctl.process import Child, CommandFailed, Helper
 from tests.support import children, eventually
 
 PYTHON = sys.executable
@@ -73,6 +74,61 @@ def test_what_an_attempt_started_is_killed_with_it(tmp_path: Path) -> None:
     script = f"/bin/sleep 60 & echo $! >{started}; wait"
     assert process.attempt(["/bin/sh", "-c", script], timeout=0.5) is None
     eventually(lambda: not Path(f"/proc/{started.read_text().strip()}").exists())
+
+
+ECHO = """
+import os, struct, sys
+for line in sys.stdin.buffer:
+    if line == b"sleep\\n":
+        import signal; signal.pause()
+    if line == b"end\\n":
+        break
+    os.write(1, struct.pack("!II", os.getpid(), len(line)) + line)
+"""
+HEADER = struct.Struct("!II")
+
+
+def test_a_helper_answers_one_request_after_the_other() -> None:
+    helper = Helper([PYTHON, "-c", ECHO])
+    first, second = (helper.ask(line, HEADER, timeout=20) for line in (b"a\n", b"b" * 100_000 + b"\n"))
+    assert first and second
+    assert (first[0], first[1], second[1]) == (second[0], b"a\n", b"b" * 100_000 + b"\n")
+    assert helper.poll() is None
+    helper.ask(b"sleep\n", HEADER, timeout=0.1)
+
+
+def test_a_helper_past_the_deadline_is_killed_and_reaped() -> None:
+    helper = Helper([PYTHON, "-c", ECHO])
+    answer = helper.ask(b"a\n", HEADER, timeout=20)
+    assert answer
+    assert helper.ask(b"sleep\n", HEADER, timeout=0.2) is None
+    eventually(lambda: not Path(f"/proc/{answer[0]}").exists())
+
+
+def test_a_helper_that_ends_says_so() -> None:
+    helper = Helper([PYTHON, "-c", ECHO])
+    with pytest.raises(CommandFailed, match="does not answer: it has ended"):
+        helper.ask(b"end\n", HEADER, timeout=20)
+    with pytest.raises(CommandFailed, match="does not answer"):
+        helper.ask(b"a\n", HEADER, timeout=20)
+
+
+def test_a_helper_that_cannot_start_says_why() -> None:
+    with pytest.raises(CommandFailed, match="cannot be started: No such file"):
+        Helper(["/no/such/program"])
+
+
+def test_a_helper_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    number = tmp_path / "pid"
+    code = f"""
+import os, struct
+from fmctl.process import Helper
+helper = Helper([{PYTHON!r}, "-c", {ECHO!r}])
+open({str(number)!r}, "w").write(str(helper.ask(b"a\\n", struct.Struct("!II"), timeout=20)[0]))
+os._exit(0)
+"""
+    process.run([PYTHON, "-c", code], timeout=30)
+    eventually(lambda: not Path(f"/proc/{number.read_text()}").exists())
 
 
 def test_a_child_that_cannot_start_says_why() -> None:

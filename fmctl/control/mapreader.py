@@ -123,10 +123,10 @@ class MapReader:
         return straps.module_id(rules, function, values)
 
     def _function(self, bdf: Bdf) -> PciFunction:
-        for function in self._bus.functions():
-            if function.bdf == bdf:
-                return function
-        raise groups.gone(bdf)
+        function = self._bus.function(bdf)
+        if function is None:
+            raise groups.gone(bdf)
+        return function
 
 
 def _told(tools: AdminTools, bdf: Bdf) -> int:

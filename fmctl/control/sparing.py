@@ -43,6 +43,10 @@ class SparingBus:
         """Every function, by address."""
         return self._bus.functions()
 
+    def function(self, bdf: Bdf) -> PciFunction | None:
+        """That function; None where it is gone."""
+        return self._bus.function(bdf)
+
     def state(self, bdf: Bdf) -> FunctionState | None:
         """What that function answers, or answered before; None where it is gone."""
         before = self._before.get(bdf)

@@ -155,7 +155,7 @@ class Vfio:
 
     def _function(self, bdf: Bdf) -> PciFunction:
         """The function as the kernel shows it now; raises FmctlError where it is gone."""
-        for function in self._bus.functions():
-            if function.bdf == bdf:
-                return function
-        raise groups.gone(bdf)
+        function = self._bus.function(bdf)
+        if function is None:
+            raise groups.gone(bdf)
+        return function

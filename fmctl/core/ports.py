@@ -170,6 +170,9 @@ class PciBus(Protocol):
     def functions(self) -> tuple[PciFunction, ...]:
         """Every function, by address; asks none of them anything."""
 
+    def function(self, bdf: Bdf) -> PciFunction | None:
+        """That function; None where it is gone. Asks it nothing."""
+
     def state(self, bdf: Bdf) -> FunctionState | None:
         """What that function answers; None where it is gone."""
 

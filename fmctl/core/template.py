@@ -7,6 +7,7 @@ for XML, and a name that a template mistypes is an error.
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class BadTemplate(FmctlError):
     """A template cannot be filled, or what it makes must not be started."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Template:
     """The text of a template, and the file that it comes from."""
 
@@ -32,14 +33,16 @@ class Template:
 
 def fill(templates: Mapping[str, Template], name: str, values: Mapping[str, Any]) -> str:
     """The template of that name with these values; others may be imported from it. Raises BadTemplate."""
-    environment = _environment(templates)
+    environment = _environment(tuple(sorted(templates.items())))
     try:
         return environment.get_template(name).render(values)
     except Exception as error:  # a template can raise anything
         raise _broken(error, templates, name) from error
 
 
-def _environment(templates: Mapping[str, Template]) -> Environment:
+@functools.lru_cache(maxsize=4)
+def _environment(items: tuple[tuple[str, Template], ...]) -> Environment:
+    """One that has these templates compiled, once each."""
     try:
         import jinja2.sandbox
     except ImportError as error:
@@ -48,6 +51,8 @@ def _environment(templates: Mapping[str, Template]) -> Environment:
             why="jinja2 is not installed",
             fix="pip install 'fmctl[host]', or install your distribution's python3-jinja2",
         ) from error
+
+    templates = dict(items)
 
     def load(name: str) -> tuple[str, str, None] | None:
         found = templates.get(name)

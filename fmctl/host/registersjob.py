@@ -21,7 +21,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 ERRNO_BASE = 100
-"""As in `host.sysfsjob`: above it a status is the kernel's error number."""
+"""Apart from the statuses with which an interpreter ends; the largest error number of Linux is 133.
+
+Above it a status is the kernel's error number."""
 UNSETTLED = 2
 """The exit status where the registers to wait for did not settle; what they read as is written out."""
 

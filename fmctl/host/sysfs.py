@@ -8,11 +8,12 @@ hands, so a missing attribute is never an error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from pathlib import Path
 
 from fmctl.core.pci import CONFIG_SIZE, Bdf, FunctionState, Link, PciClass, PciFunction, PciId
-from fmctl.host.attributes import content, linked, text
+from fmctl.host.attributes import content, linked, names, target, text
 
 _BARS = 6
 _VPD_LIMIT = 32 * 1024
@@ -27,12 +28,13 @@ class Sysfs:
 
     def functions(self) -> tuple[PciFunction, ...]:
         """Every function, by address; asks none of them anything."""
-        try:
-            devices = list(self._devices.iterdir())
-        except FileNotFoundError:
-            return ()
-        found = (_function(device) for device in devices)
+        folder = str(self._devices)
+        found = (_function(folder, name) for name in names(folder))
         return tuple(sorted((f for f in found if f is not None), key=lambda f: f.bdf))
+
+    def function(self, bdf: Bdf) -> PciFunction | None:
+        """That function; None where it is gone. Asks it nothing."""
+        return _function(str(self._devices), str(bdf))
 
     def state(self, bdf: Bdf) -> FunctionState | None:
         """What that function answers; None where it is gone."""
@@ -58,20 +60,21 @@ class Sysfs:
         return content(self._devices / str(bdf) / "vpd", _VPD_LIMIT)
 
 
-def _function(device: Path) -> PciFunction | None:
+def _function(folder: str, name: str) -> PciFunction | None:
     """What the kernel knows of a function; None where it is gone."""
-    identity, code = _id(device, "vendor", "device"), _hexadecimal(text(device / "class"))
+    device = f"{folder}/{name}"
+    identity, code = _id(device, "vendor", "device"), _hexadecimal(text(f"{device}/class"))
     if identity is None or code is None:
         return None
     return PciFunction(
-        bdf=Bdf.parse(device.name),
+        bdf=Bdf.parse(name),
         id=identity,
         pci_class=PciClass(code >> 8),
         subsystem=_id(device, "subsystem_vendor", "subsystem_device"),
-        driver=linked(device / "driver"),
-        iommu_group=_decimal(linked(device / "iommu_group")),
-        numa_node=_decimal(text(device / "numa_node")),
-        ports=_ports(device),
+        driver=linked(f"{device}/driver"),
+        iommu_group=_decimal(linked(f"{device}/iommu_group")),
+        numa_node=_decimal(text(f"{device}/numa_node")),
+        ports=_ports(target(device)),
     )
 
 
@@ -84,19 +87,16 @@ def _decimal(word: str) -> int | None:
     return int(word) if re.fullmatch("[0-9]{1,9}", word) else None
 
 
-def _id(device: Path, vendor: str, product: str) -> PciId | None:
-    numbers = _hexadecimal(text(device / vendor)), _hexadecimal(text(device / product))
+def _id(device: str, vendor: str, product: str) -> PciId | None:
+    numbers = _hexadecimal(text(f"{device}/{vendor}")), _hexadecimal(text(f"{device}/{product}"))
     return None if numbers[0] is None or numbers[1] is None else PciId(numbers[0], numbers[1])
 
 
-def _ports(device: Path) -> tuple[Bdf, ...]:
+@functools.lru_cache(maxsize=4096)
+def _ports(link: str) -> tuple[Bdf, ...]:
     """The bridges above a function, from the folders that its link leads through."""
-    try:
-        folders = device.readlink().parts[:-1]
-    except OSError:
-        return ()
     ports = []
-    for folder in folders:
+    for folder in link.split("/")[:-1]:
         with contextlib.suppress(ValueError):
             ports.append(Bdf.parse(folder))
     return tuple(ports)

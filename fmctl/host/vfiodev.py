@@ -8,7 +8,6 @@ Documentation/ABI/testing/sysfs-bus-pci. `sim.vfiodev` is the other side.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -20,7 +19,7 @@ from fmctl.core.pci import Bdf
 from fmctl.core.ports import DescriptorStore
 from fmctl.core.vfio import BUS_MASTER, COMMAND, Exposure, Holder, WriteFailed, WriteOverdue, masters_bus
 from fmctl.host import sysfsaccess
-from fmctl.host.attributes import content, names, text
+from fmctl.host.attributes import content, names, target, text
 
 _NAME = "vfio-group-"
 """What the names begin with under which groups are stored; their numbers follow."""
@@ -181,10 +180,13 @@ class VfioFiles:
         return [self._vfio / "devices" / node.name for node in found]
 
     def _openers(self, nodes: Iterable[Path]) -> tuple[Holder, ...]:
-        wanted = set(nodes)
-        folders = [folder for folder in self._proc.glob("[0-9]*/fd") if not wanted.isdisjoint(_links(folder))]
-        pids = sorted(int(folder.parent.name) for folder in folders)
-        return tuple(map(self._holder, pids))
+        wanted = {str(node) for node in nodes}
+        if not wanted:
+            return ()
+        pids = (int(name) for name in names(self._proc) if name.isdecimal())
+        return tuple(
+            self._holder(pid) for pid in sorted(pids) if not wanted.isdisjoint(_links(f"{self._proc}/{pid}/fd"))
+        )
 
     def _holder(self, pid: int) -> Holder:
         """A process, and the VM that its command line names, as libvirt and others start QEMU."""
@@ -208,10 +210,6 @@ class VfioFiles:
         sysfsaccess.run(str(path), "write", str(path), str(offset), written.hex(), timeout=timeout)
 
 
-def _links(folder: Path) -> set[Path]:
+def _links(folder: str) -> set[str]:
     """What the open files of a process lead to, as far as they can be seen."""
-    found = set()
-    for name in names(folder):
-        with contextlib.suppress(OSError):
-            found.add((folder / name).readlink())
-    return found
+    return {target(f"{folder}/{name}") for name in names(folder)}

@@ -76,6 +76,11 @@ class SimulatedBus:
         """Every function, by address."""
         return tuple(self._functions[bdf].function for bdf in sorted(self._functions))
 
+    def function(self, bdf: Bdf) -> PciFunction | None:
+        """That function; None where it is gone."""
+        simulated = self._functions.get(bdf)
+        return simulated.function if simulated else None
+
     def state(self, bdf: Bdf) -> FunctionState | None:
         """What that function answers; None where it is gone."""
         simulated = self._functions.get(bdf)

@@ -167,9 +167,6 @@ class SimulatedVfio:
         self._errors.pop(bdf, None)
         self._blocked.discard(bdf)
 
-    def _find(self, bdf: Bdf) -> PciFunction | None:
-        return next((function for function in self._bus.functions() if function.bdf == bdf), None)
-
     def _bound(self, group: int) -> list[Bdf]:
         return [f.bdf for f in self._bus.functions() if f.iommu_group == group and f.driver == VFIO_PCI]
 
@@ -177,7 +174,7 @@ class SimulatedVfio:
         """The function that a write meets; raises where the write does not get through."""
         if bdf in self._blocked:
             raise WriteOverdue(f"the kernel does not return from {attribute} of {bdf}")
-        function = self._find(bdf)
+        function = self._bus.function(bdf)
         error = gone if function is None else self._errors.get(bdf, 0)
         if function is None or error:
             raise _failed(bdf, attribute, error)
