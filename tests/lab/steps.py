@@ -19,6 +19,7 @@ CONSOLE = "/var/log/libvirt/qemu/fmctl-service-vm-console.log"
 STORE = "/var/lib/fmctl/images"
 SERVICE_VM = "fmctl-service-vm"
 TENANT = "tenant"
+TENANT_MIB = 256
 TENANT_CONSOLE = "/var/log/libvirt/qemu/tenant-console.log"
 BOARD = ("--platform", "/lab/lab.yaml")
 IMAGES = "/lab/service-vm"
@@ -259,12 +260,16 @@ def has_tenant(host: Host) -> bool:
 
 
 def bootable(xml: str) -> str:
-    """A tenant's document with what its owner brings: what it boots, its console's log, and ports for later devices."""
+    """A tenant's document with what its owner brings: what it boots, its console's log, and ports for later devices.
+
+    It has less memory than a document can ask for: all of it is pinned, page by page, before the guest runs.
+    """
     images = "/var/lib/libvirt/images"
     boot = f"<kernel>{images}/vmlinuz</kernel><initrd>{images}/tenant-vm.cpio</initrd>"
     boot += "<cmdline>console=ttyS0 quiet</cmdline>"
     serial = "<serial type='pty'>"
     ports = 4 * "<controller type='pci' model='pcie-root-port'/>"
+    xml = xml.replace("<memory unit='GiB'>1<", f"<memory unit='MiB'>{TENANT_MIB}<", 1)
     xml = xml.replace("</type>", f"</type>{boot}", 1).replace("</devices>", f"{ports}</devices>", 1)
     return xml.replace(serial, f"{serial}<log file='{TENANT_CONSOLE}'/>", 1)
 
