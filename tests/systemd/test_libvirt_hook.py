@@ -31,13 +31,13 @@ def call(hook: Path, operation: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("operation", ["prepare", "start", "migrate", "restore", "release", "reconnect", "unheard-of"])
+@pytest.mark.parametrize("operation", ["prepare", "migrate", "restore", "release", "reconnect", "unheard-of"])
 def test_fmctl_is_asked_and_its_answer_is_libvirt_s(hook: Path, operation: str) -> None:
     done = call(hook, operation)
     assert (done.returncode, done.stdout) == (7, f"hook qemu -- -a name {operation} begin -\n<domain/>")
 
 
-@pytest.mark.parametrize("operation", ["started", "stopped"])
-def test_libvirt_does_not_wait_for_what_it_tells_the_daemon_itself(hook: Path, operation: str) -> None:
+@pytest.mark.parametrize("operation", ["start", "started", "stopped"])
+def test_libvirt_does_not_wait_where_nothing_is_decided(hook: Path, operation: str) -> None:
     done = call(hook, operation)
     assert (done.returncode, done.stdout) == (0, "")
