@@ -45,11 +45,18 @@ def a_vm_starts_with_its_lease_s_gpus_alone(host: Host) -> None:
     _refused(host, *steps.gpus_of(host, 0))
     steps.tenant(host, PAIR)
     steps.parked(host, *pair)
-    for end in ("destroy", "kill -9"):
-        host.sh(f"virsh destroy {TENANT}" if end == "destroy" else f"kill -9 {steps.qemu(host, TENANT)}")
+    ends = {
+        "its shutdown": f"echo off >$(virsh ttyconsole {TENANT})",
+        "its crash": f"kill -9 $(cat /run/libvirt/qemu/{TENANT}.pid)",
+    }
+    for end, command in ends.items():
+        host.sh(command)
+        host.eventually("it has ended", lambda: not steps.has_tenant(host), within=60)
         steps.parked(host)
         want(_lease(host, lease) == "active", f"after {end} the lease is {_lease(host, lease)}")
         steps.tenant(host, PAIR)
+    _hard_reboot(host, steps.document(host, *pair))
+    want(_lease(host, lease) == "active", f"after a hard reboot the lease is {_lease(host, lease)}")
     want(host.ask("status")["gate"]["alarms"] == [], "there are alarms")
     steps.no_tenant(host)
     _refused(host, *pair)
@@ -128,6 +135,13 @@ def a_hook_that_takes_ten_seconds_does_not_hold_up_the_daemon(host: Host) -> Non
     finally:
         host.sh(f"cp /tmp/hook.kept {HOOK} && chmod 755 {HOOK}")
     want(steps.unit_pid(host, "fmctld") == daemon, "the daemon is another one")
+
+
+def _hard_reboot(host: Host, document: str) -> None:
+    """What a VM manager calls so: the domain goes, with its definition, and comes again."""
+    host.sh(f"virsh define {document} && virsh destroy {TENANT} && virsh undefine {TENANT}")
+    host.sh(f"virsh define {document} && virsh start {TENANT} && virsh undefine {TENANT}", timeout=120)
+    want(steps.has_tenant(host), "the tenant's VM does not run")
 
 
 def _refused(host: Host, *gpus: int) -> None:

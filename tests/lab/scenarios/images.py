@@ -68,13 +68,18 @@ def another_image_is_taken(host: Host) -> None:
 
 
 @scenario(Variant.GROUPS)
-def after_the_host_s_reboot_it_is_ready_unattended(host: Host) -> None:
-    steps.ready(host)
+def after_the_host_s_reboot_it_is_ready_unattended_and_leases_are_kept(host: Host) -> None:
+    steps.inactive(host)
+    steps.leased(host, PARTITION)
     before = steps.generation(host)
     host.reboot(within=180)
     host.eventually("fmctl answers", lambda: host.try_fmctl("status").status == 0, within=120)
     host.fmctl("wait", "--for", "ready", "--timeout", str(int(steps.READY_WITHIN)), timeout=steps.READY_WITHIN + 20)
     want(steps.generation(host) > before, "the fabric generation fell back, or was not raised")
+    want([lease["partitions"] for lease in steps.leases(host)] == [[PARTITION]], f"leases: {steps.leases(host)}")
+    steps.ready(host)
+    host.eventually("its partition is active", lambda: steps.active(host) == [PARTITION], within=60)
+    steps.tenant(host, PARTITION)
 
 
 def _agent(host: Host) -> str:
