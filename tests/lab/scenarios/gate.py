@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from tests.lab import steps
@@ -83,7 +84,10 @@ def what_libvirt_takes_by_itself_raises_an_alarm(host: Host) -> None:
     steps.tenant(host, PAIR)
     free = _free(host)
     _hostdev(host, free, "yes")
-    host.sh(f"virsh attach-device {TENANT} /tmp/hostdev.xml --live")
+    # A daemon that runs may park it again before QEMU has it, and then nothing is attached.
+    daemon = steps.unit_pid(host, "fmctld")
+    host.sh(f"kill -STOP {daemon}; virsh attach-device {TENANT} /tmp/hostdev.xml --live; kill -CONT {daemon}")
+    want(free in _opened(host), "libvirt did not attach it")
     alarm = host.eventually("the daemon raises an alarm", lambda: host.ask("status")["gate"]["alarms"], within=60)
     want(free in alarm[0], f"{alarm}")
     host.sh(f"virsh detach-device {TENANT} /tmp/hostdev.xml --live")
@@ -152,6 +156,12 @@ def _refused(host: Host, *gpus: int) -> None:
 
 def _lease(host: Host, lease: str) -> str:
     return str(host.ask("lease", "show", lease)["state"])
+
+
+def _opened(host: Host) -> str:
+    """The addresses of the functions that the tenant's VM has, as libvirt lists them."""
+    sources = host.sh(f"virsh dumpxml {TENANT} | grep --after-context 8 '<hostdev' | grep 'address domain'")
+    return " ".join("{}:{}:{}.{}".format(*re.findall("'0x([0-9a-f]+)'", line)) for line in sources.splitlines())
 
 
 def _free(host: Host) -> str:
