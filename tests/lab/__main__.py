@@ -41,16 +41,12 @@ def shell(variant: str) -> None:
 @click.option("--variant", "variants", type=click.Choice(_VARIANTS), multiple=True, help="Only this variant.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Only scenarios with this text in their names.")
 @click.option("--round", "rounds", type=click.Choice(list(scenarios.ROUNDS)), multiple=True, help="Only this round.")
-@click.option("--all", "everything", is_flag=True, help="Also the rounds that run on request alone.")
 @click.option("--limit", default=2700, metavar="SECONDS", show_default=True, help="When the run is over at the latest.")
-def test(
-    variants: tuple[str, ...], rounds: tuple[str, ...], only: tuple[str, ...], limit: int, *, everything: bool
-) -> None:
+def test(variants: tuple[str, ...], rounds: tuple[str, ...], only: tuple[str, ...], limit: int) -> None:
     """Run the scenarios of every variant; exit status 1 where one fails."""
     chosen = [Variant(name) for name in variants or _VARIANTS]
-    standard = tuple(name for name in scenarios.ROUNDS if everything or name not in scenarios.ON_REQUEST)
     with _disks() as (disks, folder):
-        sys.exit(runner.run(chosen, rounds or standard, disks, folder, only=only, limit=limit))
+        sys.exit(runner.run(chosen, rounds or tuple(scenarios.ROUNDS), disks, folder, only=only, limit=limit))
 
 
 @lab.command("bench")
