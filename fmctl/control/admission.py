@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fmctl.control.reconciler import Reconciler
-from fmctl.core.answers import AgentStatus
+from fmctl.core.answers import AgentStatus, NewWork
 from fmctl.core.book import Kind, MarkKind
-from fmctl.core.errors import HostCordoned, VersionMismatch
+from fmctl.core.errors import FmctlError, HostCordoned, VersionMismatch
 from fmctl.core.ports import Store
 from fmctl.core.request import Request
 from fmctl.core.versions import required_guest_driver
@@ -44,6 +44,15 @@ class Admission:
         if cordon is not None:
             raise HostCordoned(f"{REFUSED}: it is cordoned", why=cordon.reason, fix="`fmctl host uncordon`")
         self._refuse_new_work()
+
+    @property
+    def new_work(self) -> NewWork:
+        """Why no request at all is served now, where none is."""
+        try:
+            self.refuse_new_work()
+        except FmctlError as error:
+            return NewWork(str(error).removeprefix(f"{REFUSED}: "), error.fix)
+        return NewWork()
 
     def refuse_changes(self) -> None:
         """Raise HostCordoned where nothing is changed on this host."""
