@@ -27,8 +27,9 @@ from fmctl.control.parking import Parking
 from fmctl.control.rounds import Rounds
 from fmctl.control.servicevm import ServiceVm
 from fmctl.control.watch import WatchedStore
-from fmctl.core.answers import GateStatus, HookLoad
+from fmctl.core.answers import GateStatus
 from fmctl.core.domain import End
+from fmctl.core.hook import NOT_CALLED
 from fmctl.core.hook import Rules as HookRules
 from fmctl.core.ports import Hypervisor
 from fmctl.core.settings import DaemonSettings
@@ -143,8 +144,7 @@ class Care:
     def status(self) -> GateStatus:
         """How the gate is."""
         load = self.hook.load
-        degraded = "" if load in (HookLoad.UNKNOWN, HookLoad.LOADED) else _HOOK_HELP[load]
-        return GateStatus(load, degraded, self.parking.alarms)
+        return GateStatus(load, ": ".join(NOT_CALLED.get(load, ())), self.parking.alarms)
 
     def __enter__(self) -> Care:
         for part in (self._rounds, self._following, self.cleaning, self._which.rounds):
@@ -197,9 +197,3 @@ class Care:
             rules=HookRules(settings.non_gpu_domains, settings.lease_on_start),
             wake=self.wake,
         )
-
-
-_HOOK_HELP = {
-    HookLoad.NOT_INSTALLED: "libvirt has no hook of fmctl: `make install` puts it in its place",
-    HookLoad.NOT_LOADED: "libvirt has not called fmctl's hook since it started: `systemctl restart libvirtd`",
-}
