@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 STATUS_TIMEOUT = 5.0
 """Seconds after which a look at the agent is given up."""
+LOOK_TIMEOUT = 2.0
+"""Seconds after which a look at whether new work can be taken is given up."""
 KEEP_LEASES = 24 * 3600.0
 """Seconds for which a lease that is over, and with it its request id, is kept."""
 KEEP_ENTRIES = 30 * 24 * 3600.0
@@ -220,7 +222,7 @@ class FabricController:
             simulated=self.simulated or seen.simulated,
             service_vm=self._gate.status(),
             gate=self._lock(),
-            new_work=self.admission.new_work,
+            new_work=self.admission.new_work_within(min(timeout, LOOK_TIMEOUT)),
         )
 
     def _ask_agent(self, timeout: float) -> tuple[AgentStatus, bool]:
