@@ -139,7 +139,9 @@ class _Daemon:
         self._which = hostgpus.Which(settings, host, hypervisor, watched, turn, lambda: self._controller)
         self._controller = self._control(watched, turn, simulated=simulated)
         self._records = Records(watched)
-        around = hostgpus.Around(self._controller, self._service_vm, self._watchdog, lambda: self._monitor.wake())
+        around = hostgpus.Around(
+            self._controller, hypervisor, self._service_vm, self._watchdog, lambda: self._monitor.wake()
+        )
         self._care = hostgpus.Care(settings, host, self._which, around)
         operator = Operator(self._service_vm) if self._service_vm else None
         self._server = Server(
@@ -188,7 +190,7 @@ class _Daemon:
             if self._hypervisor:
                 stack.callback(self._hypervisor.close)
                 self._hypervisor.watch(self._monitor.wake)
-                self._hypervisor.watch(self._care.wake)
+                self._hypervisor.watch(self._care.wake, self._care.vm_ended)
             stack.callback(self._agent.close)
             termination = stack.enter_context(process.Termination())
             stack.enter_context(self._server)

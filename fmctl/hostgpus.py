@@ -16,6 +16,7 @@ from pathlib import Path
 from fmctl import local
 from fmctl.control.clean import Cleaner, Cleaning
 from fmctl.control.controller import FabricController
+from fmctl.control.exits import VmExits
 from fmctl.control.fabric import Turn
 from fmctl.control.gpumap import GpuMaps
 from fmctl.control.gpus import Gpus
@@ -26,7 +27,9 @@ from fmctl.control.parking import Parking
 from fmctl.control.rounds import Rounds
 from fmctl.control.servicevm import ServiceVm
 from fmctl.control.watch import WatchedStore
-from fmctl.core.answers import GateStatus, HookLoad
+from fmctl.core.answers import GateStatus
+from fmctl.core.domain import End
+from fmctl.core.hook import NOT_CALLED
 from fmctl.core.hook import Rules as HookRules
 from fmctl.core.ports import Hypervisor
 from fmctl.core.settings import DaemonSettings
@@ -87,6 +90,7 @@ class Around:
     """What the care of GPUs needs of the daemon; `wake` lets the monitor look at once."""
 
     controller: FabricController
+    hypervisor: Hypervisor | None
     service_vm: ServiceVm | None
     watchdog: Watchdog
     wake: Callable[[], object]
@@ -101,12 +105,14 @@ class Care:
         self._which = which
         self._around = around
         controller = around.controller
+        self._exits = VmExits(around.hypervisor, which.gpus.held)
         self._cleaner = Cleaner(
             controller,
             which.gpus,
             host.inventory,
             host.tools(),
             local.clean_rules(settings.clean),
+            exits=self._exits,
             generation=controller.generation,
         )
         self.cleaning = Cleaning(self._cleaner, around.wake)
@@ -118,6 +124,7 @@ class Care:
             interval=settings.poll_interval_s,
             beat=around.watchdog.loop("gate", longest=LONGEST_GUARD + settings.poll_interval_s),
         )
+        self._following = Rounds("VMs", self._exits.look, interval=settings.poll_interval_s, patience=1.0)
         self._running = contextlib.ExitStack()
 
     def check(self) -> None:
@@ -126,17 +133,21 @@ class Care:
         self.hook.see()
 
     def wake(self) -> None:
-        """Let the gate look at once."""
+        """Let the gate look at once, and see which VMs have which GPUs."""
         self._rounds.wake()
+        self._following.wake()
+
+    def vm_ended(self, end: End) -> None:
+        """Hear how a VM ended."""
+        self._exits.heard(end)
 
     def status(self) -> GateStatus:
         """How the gate is."""
         load = self.hook.load
-        degraded = "" if load in (HookLoad.UNKNOWN, HookLoad.LOADED) else _HOOK_HELP[load]
-        return GateStatus(load, degraded, self.parking.alarms)
+        return GateStatus(load, ": ".join(NOT_CALLED.get(load, ())), self.parking.alarms)
 
     def __enter__(self) -> Care:
-        for part in (self._rounds, self.cleaning, self._which.rounds):
+        for part in (self._rounds, self._following, self.cleaning, self._which.rounds):
             self._running.enter_context(part)
         return self
 
@@ -186,9 +197,3 @@ class Care:
             rules=HookRules(settings.non_gpu_domains, settings.lease_on_start),
             wake=self.wake,
         )
-
-
-_HOOK_HELP = {
-    HookLoad.NOT_INSTALLED: "libvirt has no hook of fmctl: `make install` puts it in its place",
-    HookLoad.NOT_LOADED: "libvirt has not called fmctl's hook since it started: `systemctl restart libvirtd`",
-}

@@ -38,7 +38,8 @@ def gpumap() -> None:
 
 
 @contextlib.contextmanager
-def _dialled(connection: Connection, default: float = options.DEFAULT_TIMEOUT) -> Iterator[tuple[GpuMapClient, float]]:
+def dialled(connection: Connection, default: float = options.DEFAULT_TIMEOUT) -> Iterator[tuple[GpuMapClient, float]]:
+    """A client of the daemon's GPU map, and how long it waits, `default` seconds unless the user said so."""
     from fmctl.rpc.gpumap_client import GpuMapClient
 
     with contextlib.closing(GpuMapClient(connection.address or options.DEFAULT_ADDRESS)) as client:
@@ -53,7 +54,7 @@ def show(connection: Connection, style: str) -> None:
 
     With -o map it is what `import` reads.
     """
-    with _dialled(connection) as (client, timeout):
+    with dialled(connection) as (client, timeout):
         status = client.show(timeout=timeout)
     click.echo(_shown(status, style), nl=False)
 
@@ -68,7 +69,7 @@ def discover(context: click.Context, connection: Connection, style: str) -> None
     A GPU that nobody uses is opened, which resets it. One that a VM or an active partition has is left alone, and keeps
     what it said since the host booted. Exit status 8 tells that the map is not verified.
     """
-    with _dialled(connection, _DISCOVERY_TIMEOUT) as (client, timeout):
+    with dialled(connection, _DISCOVERY_TIMEOUT) as (client, timeout):
         status = client.discover(actor=options.calling_user(), timeout=timeout)
     _end(context, status, style)
 
@@ -88,7 +89,7 @@ def import_command(context: click.Context, connection: Connection, file: Path, f
     tells that the map is not verified.
     """
     text = files.read(file)
-    with _dialled(connection) as (client, timeout):
+    with dialled(connection) as (client, timeout):
         status = client.bring(text, str(file), _FORMATS[form], actor=options.calling_user(), timeout=timeout)
     _end(context, status, style)
 
@@ -101,7 +102,7 @@ def verify(context: click.Context, connection: Connection) -> None:
 
     Exit status 8 tells that it does not.
     """
-    with _dialled(connection) as (client, timeout):
+    with dialled(connection) as (client, timeout):
         status = client.show(timeout=timeout)
     click.echo(_judged(status), nl=False)
     _exit(context, status)
@@ -116,7 +117,7 @@ def accept(connection: Connection, fingerprint: str) -> None:
     Compare it with the chassis first: a wrong map gives a tenant another tenant's NVLinks. It counts for this map on
     this board alone, and never where sources contradict each other.
     """
-    with _dialled(connection) as (client, timeout):
+    with dialled(connection) as (client, timeout):
         status = client.accept(fingerprint, actor=options.calling_user(), timeout=timeout)
     click.echo(_judged(status), nl=False)
 

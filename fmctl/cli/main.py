@@ -29,6 +29,7 @@ _COMMANDS = {
     "watch": "fmctl.cli.watch:watch",
     "reconcile": "fmctl.cli.reconcile:reconcile",
     "status": "fmctl.cli.status:status",
+    "doctor": "fmctl.cli.doctor:doctor",
     "wait": "fmctl.cli.status:wait",
     "daemon": "fmctl.cli.serve:daemon",
     "agent": "fmctl.cli.serve:agent",

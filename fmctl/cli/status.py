@@ -131,6 +131,7 @@ def _plain(answer: DaemonStatus) -> dict[str, Any]:
             "degraded": answer.gate.degraded,
             "alarms": list(answer.gate.alarms),
         },
+        "new_work": {"refused": answer.new_work.refused, "fix": answer.new_work.fix},
     }
 
 
@@ -175,6 +176,8 @@ def _show(answer: DaemonStatus) -> None:
         ("fabric", answer.fabric_state.value, _colour(ready)),
         ("why", answer.fabric_message, ""),
         *_gate_rows(answer.gate),
+        ("new work", f"none: {answer.new_work.refused}" if answer.new_work.refused else "", "red"),
+        ("do", answer.new_work.fix, ""),
     ]
     console = Console(highlight=False, soft_wrap=True)
     for key, value, colour in rows:
@@ -193,14 +196,13 @@ def _gate_rows(gate: GateStatus) -> list[tuple[str, str, str]]:
 
 def _service_vm_rows(seen: ServiceVmStatus) -> list[tuple[str, str, str]]:
     if seen.state is ServiceVmState.UNMANAGED:
-        return [("degraded", seen.degraded, "red")]
+        return []
     changed = ", and its next start takes another domain" if seen.changed else ""
     return [
         ("service VM", f"{seen.state.value}, domain {seen.name}{changed}", _colour(seen.state is ServiceVmState.READY)),
         ("why", seen.message, ""),
         ("image", _image(seen), ""),
         ("upgrade", seen.upgrade, "yellow"),
-        ("degraded", f"this host takes no new work: {seen.degraded}" if seen.degraded else "", "red"),
     ]
 
 

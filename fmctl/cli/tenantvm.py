@@ -20,6 +20,8 @@ from fmctl.cli.lease import dialled
 from fmctl.cli.options import Connection
 from fmctl.cli.place import Place
 from fmctl.core import cdi, gpumap, grant, tenantcheck, tenantvm
+from fmctl.core.errors import AgentUnreachable
+from fmctl.core.gpumap import GpuMap
 from fmctl.core.grant import Grant
 from fmctl.core.settings import DaemonSettings, HugePages, TenantVmSettings
 from fmctl.core.tenantvm import Host, QemuVersion, Request
@@ -82,14 +84,49 @@ class _Wanted:
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(settings, tenant_vm=dataclasses.replace(settings.tenant_vm, **changes))
 
-    def host(self, settings: DaemonSettings, *, needs_map: bool) -> Host:
+    def host(self, settings: DaemonSettings, gpu_map: GpuMap | None) -> Host:
         """The host that they are about; raises FmctlError."""
-        file = self.gpu_map or (Path(settings.gpu_map.path) if settings.gpu_map else None)
-        if file is None and needs_map and not self.place.simulate:
-            raise gpumap.not_set()
-        addresses = gpumap.parse(files.read(file), str(file)) if file else None
-        found = self.place.host(settings.platform).for_tenant(settings, addresses)
+        found = self.place.host(settings.platform).for_tenant(settings, gpu_map)
         return dataclasses.replace(found, qemu=self.qemu_version or found.qemu)
+
+    def map_file(self, settings: DaemonSettings) -> Path | None:
+        """The file of the option or of the settings that says which GPU is which."""
+        return self.gpu_map or (Path(settings.gpu_map.path) if settings.gpu_map else None)
+
+    def any_map(self, settings: DaemonSettings, *, needed: bool) -> GpuMap | None:
+        """The map of the file; None without one, where a pretended host has its own or none is `needed`.
+
+        Raises MapUnverified.
+        """
+        file = self.map_file(settings)
+        if file is None and needed and not self.place.simulate:
+            raise gpumap.not_set()
+        return gpumap.parse(files.read(file), str(file)) if file else None
+
+    def counting_map(self, settings: DaemonSettings, connection: Connection) -> GpuMap | None:
+        """The map that the daemon has verified, or without a daemon a file's, of which standard error says so.
+
+        Raises MapUnverified where the daemon's is not verified, or a file's differs from it.
+        """
+        if self.place.simulate:
+            return self.any_map(settings, needed=True)
+        try:
+            verified = _verified(connection)
+        except AgentUnreachable as error:
+            written = self.any_map(settings, needed=True)
+            click.echo(f"fmctl: the GPU map {self.map_file(settings)} is not verified: {error}", err=True)
+            return written
+        written = self.any_map(settings, needed=False)
+        if written is not None:
+            verified.refuse_other(written, str(self.map_file(settings)))
+        return verified
+
+
+def _verified(connection: Connection) -> GpuMap:
+    from fmctl.cli.gpumap import dialled as dialled_map
+
+    with dialled_map(connection) as (client, timeout):
+        return client.show(timeout=timeout).counting()
 
 
 def _wanted(command: F) -> F:
@@ -144,7 +181,8 @@ def render_command(
 ) -> None:
     """Print a libvirt document of a tenant VM with these GPUs.
 
-    They are those of an active lease, or else must be those of one partition. -o cdi and -o kata tell a lease's GPUs to
+    They are those of an active lease, or else must be those of one partition. The daemon's verified GPU map says which
+    is which; a file's counts only where no daemon answers, with a warning. -o cdi and -o kata tell a lease's GPUs to
     container runtimes. What is not given is taken from tenant_vm in the settings. Nothing is started or defined, and no
     partition activated.
     """
@@ -153,20 +191,23 @@ def render_command(
     if style != "xml" and given is not None:
         click.echo(_for_containers(given, style), nl=False)
         return
-    xml, uuid = _document(wanted, Request(gpu_ids or (), **named), given, devices_only=devices_only)
+    request = Request(gpu_ids or (), **named)
+    xml, uuid = _document(wanted, request, given, connection, devices_only=devices_only)
     click.echo(xml, nl=False)
     if given is not None and not given.vm_uuid:
         click.echo(_how_to_bind(given, uuid), err=True)
 
 
-def _document(wanted: _Wanted, request: Request, given: Grant | None, *, devices_only: bool) -> tuple[str, Uuid | None]:
+def _document(
+    wanted: _Wanted, request: Request, given: Grant | None, connection: Connection, *, devices_only: bool
+) -> tuple[str, Uuid | None]:
     """The XML, and the UUID of the VM that it is for, as far as that is known; raises FmctlError."""
     from fmctl import local
 
     settings = wanted.settings()
     if devices_only and given is not None:
         return local.tenant_devices(settings, given.addresses.values()).xml, request.uuid
-    host = wanted.host(settings, needs_map=given is None)
+    host = wanted.host(settings, wanted.counting_map(settings, connection) if given is None else None)
     if given is not None:
         vm = tenantvm.for_lease(settings.tenant_vm, request, given, host)
     else:
@@ -215,7 +256,7 @@ def check(context: click.Context, wanted: _Wanted, gpu_ids: tuple[int, ...] | No
     something was found.
     """
     settings = wanted.settings()
-    host = wanted.host(settings, needs_map=gpu_ids is not None)
+    host = wanted.host(settings, wanted.any_map(settings, needed=gpu_ids is not None))
     request = Request(gpu_ids or host.inventory.platform.physical_ids)
     findings = tenantcheck.judge(tenantvm.tenant_vm(settings.tenant_vm, request, host), host.capacity, host.qemu)
     click.echo(render.findings(findings, style, nothing="the host can run this tenant VM"), nl=False)

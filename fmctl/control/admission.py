@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
 
 from fmctl.control.reconciler import Reconciler
-from fmctl.core.answers import AgentStatus
+from fmctl.core.answers import AgentStatus, NewWork
 from fmctl.core.book import Kind, MarkKind
-from fmctl.core.errors import HostCordoned, VersionMismatch
+from fmctl.core.errors import FmctlError, HostCordoned, VersionMismatch
 from fmctl.core.ports import Store
 from fmctl.core.request import Request
 from fmctl.core.versions import required_guest_driver
@@ -31,6 +34,8 @@ class Admission:
         self._reconciler = reconciler
         self._refuse_new_work = refuse_new_work
         self._versions = versions
+        self._looking = threading.Lock()
+        self._look: Future[NewWork] | None = None
 
     def admit(self, request: Request) -> None:
         """Raise HostCordoned, PolicyDenied or VersionMismatch where the request is not to be served."""
@@ -44,6 +49,36 @@ class Admission:
         if cordon is not None:
             raise HostCordoned(f"{REFUSED}: it is cordoned", why=cordon.reason, fix="`fmctl host uncordon`")
         self._refuse_new_work()
+
+    @property
+    def new_work(self) -> NewWork:
+        """Why no request at all is served now, where none is."""
+        try:
+            self.refuse_new_work()
+        except FmctlError as error:
+            return NewWork(str(error).removeprefix(f"{REFUSED}: "), error.fix)
+        return NewWork()
+
+    def new_work_within(self, timeout: float) -> NewWork:
+        """The same within so many seconds: the board is looked at, and who reads of a function that is reset waits."""
+        with self._looking:
+            look = self._look
+            if look is None or look.done():
+                look = self._look = Future()
+                threading.Thread(target=self._take_look, args=(look,), name="new work", daemon=True).start()
+        try:
+            return look.result(timeout)
+        except futures.TimeoutError:
+            return NewWork(
+                f"whether it can is not known: the look at the board takes more than {timeout:g} s",
+                "see `dmesg`: a PCI function may not answer",
+            )
+
+    def _take_look(self, look: Future[NewWork]) -> None:
+        try:
+            look.set_result(self.new_work)
+        except BaseException as error:
+            look.set_exception(error)
 
     def refuse_changes(self) -> None:
         """Raise HostCordoned where nothing is changed on this host."""

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from fmctl import process
 from fmctl.control.controller import FabricController
 from fmctl.control.discovery import NoBoard
+from fmctl.control.exits import VmExits
 from fmctl.control.fabric import Budget
 from fmctl.control.gpus import Gpus
 from fmctl.core import clean
 from fmctl.core.book import Entry, Kind, Mark, MarkKind
-from fmctl.core.clean import HEADER, Found, Rules, Step, Verdict, VmExit
+from fmctl.core.clean import HEADER, Found, Rules, Step, Verdict
 from fmctl.core.errors import FmctlError
 from fmctl.core.inventory import Device, Inventory, Role
 from fmctl.core.pci import Bdf, PciId
@@ -78,14 +79,14 @@ class Cleaner:
         tools: Tools,
         rules: Rules,
         *,
+        exits: VmExits,
         generation: Callable[[], int] = lambda: 0,
-        vm_exit: Callable[[int], VmExit] = lambda gpu: VmExit.UNCLEAN,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`controller` has the book, Fabric Manager and the turn; `inventory` raises NoBoard.
 
-        `generation` tells the fabric generation, and `vm_exit` how the VM that had a GPU ended; `now` is in seconds
-        since the epoch.
+        `exits` tells how the VMs of a GPU ended, `generation` the fabric generation, and `now` the seconds since the
+        epoch.
         """
         self._generation = generation
         self._met = 0
@@ -97,7 +98,7 @@ class Cleaner:
         self._inventory = inventory
         self._tools = tools
         self._rules = rules
-        self._vm_exit = vm_exit
+        self._exits = exits
         self._now = now
         self._again: dict[int, float] = {}
         self._why: dict[int, str] = {}
@@ -182,6 +183,8 @@ class Cleaner:
         while isinstance(step := clean.next_step(self._rules, found), Step):
             log.info("GPU %d at %s: %s", gpu, device.function.bdf, step.value)
             found = self._take(step, gpu, device, found)
+        if step is Verdict.CLEAN:
+            self._exits.cleaned(device.function.bdf)
         return found
 
     def _take(self, step: Step, gpu: int, device: Device, found: Found) -> Found:
@@ -198,7 +201,7 @@ class Cleaner:
         bdf, rules = device.function.bdf, self._inventory().platform.reset
         state = self._tools.bus.state(bdf)
         offered = state.reset_methods if state else ()
-        methods = clean.methods(rules, self._vm_exit(gpu), offered)
+        methods = clean.methods(rules, self._exits.of(bdf), offered)
         if not methods:
             return found.failed(f"no reset method that helps is there; the kernel offers {' '.join(offered) or 'none'}")
         refusals = []

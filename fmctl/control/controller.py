@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 STATUS_TIMEOUT = 5.0
 """Seconds after which a look at the agent is given up."""
+LOOK_TIMEOUT = 2.0
+"""Seconds after which a look at whether new work can be taken is given up."""
 KEEP_LEASES = 24 * 3600.0
 """Seconds for which a lease that is over, and with it its request id, is kept."""
 KEEP_ENTRIES = 30 * 24 * 3600.0
@@ -154,8 +156,7 @@ class FabricController:
             versions=self._versions,
             service_vm=self._gate.status,
             platform=self._board,
-            refuse_new_work=self.admission.refuse_new_work,
-            observed=lambda: self.reconciler.observed,
+            new_work=lambda: self.admission.new_work,
             policy=self.policy,
         )
 
@@ -200,33 +201,37 @@ class FabricController:
 
     def status(self, *, timeout: float) -> DaemonStatus:
         """The daemon's state, and the agent's and Fabric Manager's as far as they answer; never raises."""
-        try:
-            seen = self._last_status = self._agent.status(timeout=min(timeout, STATUS_TIMEOUT))
-            agent = AgentInfo(
+        seen, reachable = self._ask_agent(timeout)
+        board = self._board()
+        return DaemonStatus(
+            version=__version__,
+            started=self._started,
+            agent=AgentInfo(
                 self._agent_address,
-                reachable=True,
+                reachable=reachable,
                 version=seen.version,
                 library=seen.library,
                 digest=seen.digest,
                 fm_version=seen.fm_version,
                 driver_version=seen.driver_version,
                 versions_differ=seen.versions_differ,
-            )
-        except AgentUnreachable as error:
-            seen = AgentStatus("", FabricState.UNREACHABLE, str(error))
-            agent = AgentInfo(self._agent_address)
-        board = self._board()
-        return DaemonStatus(
-            version=__version__,
-            started=self._started,
-            agent=agent,
+            ),
             fabric_state=seen.state,
             fabric_message=seen.message,
             platform=board.name if board else "",
             simulated=self.simulated or seen.simulated,
             service_vm=self._gate.status(),
             gate=self._lock(),
+            new_work=self.admission.new_work_within(min(timeout, LOOK_TIMEOUT)),
         )
+
+    def _ask_agent(self, timeout: float) -> tuple[AgentStatus, bool]:
+        """What the agent says of itself and of Fabric Manager, and whether it answered."""
+        try:
+            seen = self._last_status = self._agent.status(timeout=min(timeout, STATUS_TIMEOUT))
+        except AgentUnreachable as error:
+            return AgentStatus("", FabricState.UNREACHABLE, str(error)), False
+        return seen, True
 
     def cordon(self, reason: str, *, actor: str) -> None:
         """Let the host take no new work, for good once this returns."""
@@ -279,10 +284,10 @@ class FabricController:
             self._forget_old()
             self.reconciler.reconcile()
         except FmctlError:
-            status = self.status(timeout=STATUS_TIMEOUT)
-            return status.fabric_state, status.fabric_message
+            seen, _ = self._ask_agent(STATUS_TIMEOUT)
+            return seen.state, seen.message
         if self._last_status is None or self._last_status.state is not FabricState.READY:
-            self.status(timeout=STATUS_TIMEOUT)
+            self._ask_agent(STATUS_TIMEOUT)
         return FabricState.READY, ""
 
     def _forget_old(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from fmctl.control.discovery import NoBoard
 from fmctl.control.vfio import Vfio
@@ -23,6 +24,8 @@ from fmctl.core.plan import Vm
 from fmctl.core.ports import Hypervisor
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RECENT = 5.0
 """Seconds for which the addresses, groups and NUMA nodes of a board are not looked for again."""
@@ -117,16 +120,30 @@ class Gpus:
 
     def open(self) -> Mapping[int, str] | None:
         """Who holds the VFIO group of each GPU that is held, by physical id; None where that cannot be told."""
+        return self._look(self._open)
+
+    def held(self) -> frozenset[Bdf] | None:
+        """The addresses of the GPUs whose VFIO groups are held; None where that cannot be told."""
+        held = self._look(self._holders)
+        return None if held is None else frozenset(held)
+
+    def _look(self, look: Callable[[Inventory], Mapping[T, str] | None]) -> Mapping[T, str] | None:
+        """What a look at the board tells; nothing where there is none, and None where it fails."""
         try:
-            inventory = self._inventory()
-            gpus = [device.function.bdf for device in inventory.devices if device.role is Role.GPU]
-            held = {u.function.bdf: u.held_by for u in self._vfio.usages(inventory, gpus) if u.is_held}
-            ids = {bdf: physical_id for physical_id, bdf in self._addresses(inventory).items()}
+            return look(self._inventory())
         except NoBoard:
             return {}
         except FmctlError as error:
             log.warning("who holds the GPUs cannot be told: %s", error)
             return None
+
+    def _holders(self, inventory: Inventory) -> Mapping[Bdf, str]:
+        gpus = [device.function.bdf for device in inventory.devices if device.role is Role.GPU]
+        return {usage.function.bdf: usage.held_by for usage in self._vfio.usages(inventory, gpus) if usage.is_held}
+
+    def _open(self, inventory: Inventory) -> Mapping[int, str] | None:
+        held = self._holders(inventory)
+        ids = {bdf: physical_id for physical_id, bdf in self._addresses(inventory).items()}
         if any(bdf not in ids for bdf in held):
             return None
         return {ids[bdf]: holder for bdf, holder in held.items()}

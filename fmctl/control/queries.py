@@ -13,10 +13,8 @@ from fmctl.control.chooser import Chooser
 from fmctl.control.fabric import Fabric
 from fmctl.control.gpus import Gpus
 from fmctl.core import allocate, explain, layouts, packing
-from fmctl.core.answers import AgentStatus, HostInfo, ServiceVmStatus
+from fmctl.core.answers import AgentStatus, HostInfo, NewWork, ServiceVmStatus
 from fmctl.core.availability import Availability
-from fmctl.core.book import Kind, MarkKind
-from fmctl.core.errors import FmctlError
 from fmctl.core.explain import Verdict
 from fmctl.core.lease import GpuDevice, Lease
 from fmctl.core.packing import Headroom
@@ -51,11 +49,10 @@ class Queries:
         versions: Callable[[], AgentStatus | None] = lambda: None,
         service_vm: Callable[[], ServiceVmStatus] = ServiceVmStatus,
         platform: Callable[[], Platform | None] = lambda: None,
-        refuse_new_work: Callable[[], None] = lambda: None,
-        observed: Callable[[], str] = lambda: "",
+        new_work: Callable[[], NewWork] = NewWork,
         policy: Policy | None = None,
     ) -> None:
-        """`refuse_new_work` raises where the host takes none, and `observed` tells why nothing is changed on it."""
+        """`new_work` tells why the host takes none, where it takes none."""
         self._store = store
         self._fabric = fabric
         self._chooser = chooser
@@ -64,8 +61,7 @@ class Queries:
         self._versions = versions
         self._service_vm = service_vm
         self._platform = platform
-        self._refuse_new_work = refuse_new_work
-        self._observed = observed
+        self._new_work = new_work
         self._policy = policy or Policy()
 
     def lease(self, lease_id: str) -> Lease:
@@ -94,7 +90,7 @@ class Queries:
         To that owner, or without one to several who hold nothing.
         """
         found = packing.capacity(self._available(timeout))
-        if not self._is_open():
+        if self.closed:
             return Headroom(dict.fromkeys(found.partitions, 0), found.gpus)
         return self._policy.limited(found, self._store.book, owner)
 
@@ -106,10 +102,9 @@ class Queries:
         return (*self._policy.told(book), *((f"the layout is {found}",) if found else ()))
 
     @property
-    def cordon(self) -> str:
-        """Why the host takes no new work, where somebody said so, or it is only observed."""
-        mark = self._store.book.marks.get((Kind.HOST, "", MarkKind.CORDONED))
-        return self._observed() if mark is None else mark.reason or mark.kind.value
+    def closed(self) -> str:
+        """Why the host takes no new work; empty where it takes some."""
+        return self._new_work().refused
 
     def can_allocate(self, sizes: Sequence[int], *, owner: str = "", timeout: float) -> tuple[Partition, ...] | None:
         """Partitions that serve requests of these sizes together; None where there are none. Raises BadRequest.
@@ -117,7 +112,7 @@ class Queries:
         Of that owner, or without one of several who hold nothing.
         """
         found = packing.can_allocate(self._available(timeout), sizes)
-        return found if self._is_open() and not self.ruled_out(sizes, owner=owner) else None
+        return None if self.closed or self.ruled_out(sizes, owner=owner) else found
 
     def ruled_out(self, sizes: Sequence[int], *, owner: str = "") -> str:
         """The rule by which requests of these sizes are refused together; empty where none is."""
@@ -154,14 +149,6 @@ class Queries:
             store_id=self._store.book.store_id,
             fabric_generation=service_vm.fabric_generation,
         )
-
-    def _is_open(self) -> bool:
-        """Whether the host takes new work."""
-        try:
-            self._refuse_new_work()
-        except FmctlError:
-            return False
-        return True
 
     def _board(self) -> str:
         """A fingerprint of the partition table, by which a scheduler sees that a board was changed."""

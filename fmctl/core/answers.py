@@ -171,6 +171,14 @@ class GateStatus:
 
 
 @dataclass(frozen=True)
+class NewWork:
+    """Why this host takes no new work, and what to do about it; both empty where it takes some."""
+
+    refused: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class DaemonStatus:
     """The daemon, and what it sees behind it. `started` is in seconds since the epoch."""
 
@@ -183,6 +191,7 @@ class DaemonStatus:
     simulated: bool = False
     service_vm: ServiceVmStatus = ServiceVmStatus()
     gate: GateStatus = GateStatus()
+    new_work: NewWork = NewWork()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from enum import Enum
 from fmctl.core import schema
 from fmctl.core.book import Book, Entry, Kind, Mark, MarkKind, of_mark, of_unmark
 from fmctl.core.errors import BadRequest, InvalidDocument
+from fmctl.core.exits import VmExit
 from fmctl.core.pci import PciFunction, PciId
 from fmctl.core.platform import ResetMethod, ResetRules
 from fmctl.core.rules import Firmware, Memory
@@ -24,14 +25,6 @@ ACTOR = "fmctl"
 """Who is named in the journal for what is cleaned."""
 HEADER = 64
 """Bytes of the configuration space that are looked at after a reset."""
-
-
-class VmExit(str, Enum):
-    """How the VM that had a GPU came to its end."""
-
-    CLEAN = "clean"
-    UNCLEAN = "unclean"
-    """It was killed, or crashed; what is not known counts as this."""
 
 
 @dataclass(frozen=True)

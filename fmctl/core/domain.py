@@ -73,6 +73,19 @@ class Domain:
         )
 
 
+@dataclass(frozen=True)
+class End:
+    """A domain's process has ended; `instance` is 0 where libvirt does not say which life of the domain that was.
+
+    `shut_down` tells that its guest switched itself off. Libvirt says "shutdown" of a QEMU that was sent SIGTERM, too,
+    which is no such end.
+    """
+
+    uuid: str
+    instance: int
+    shut_down: bool
+
+
 def _first(elements: Sequence[ElementTree.Element], name: str) -> str:
     return next((text for element in elements if (text := element.get(name))), "")
 

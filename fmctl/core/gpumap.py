@@ -34,6 +34,16 @@ class GpuMap:
                 raise ValueError(f"GPUs {_listed(same)} have the same address {bdf}")
         return cls(dict(sorted(addresses.items())))
 
+    def refuse_other(self, other: GpuMap, source: str) -> None:
+        """Raise MapUnverified where `source` says by `other` that a GPU is elsewhere than this verified map has it."""
+        wrong = [number for number, bdf in other.addresses.items() if self.addresses.get(number, bdf) != bdf]
+        if wrong:
+            raise MapUnverified(
+                f"{source} contradicts the daemon's verified GPU map",
+                why=f"they differ about the GPUs {_listed(wrong)}",
+                fix="compare it with `fmctl gpumap show`, and correct the file or leave it out",
+            )
+
     def check(self, inventory: Inventory) -> None:
         """Raise MapUnverified unless the map has exactly the board's physical ids, and names every GPU of the host.
 

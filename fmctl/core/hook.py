@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from fmctl.core.answers import HookLoad
 from fmctl.core.asking import Asking, Decision, HostDevice, Verdict
 from fmctl.core.book import Book, Kind, MarkKind
 from fmctl.core.domain import Domain
@@ -17,6 +18,12 @@ from fmctl.core.inventory import Inventory, Role
 from fmctl.core.lease import Lease, LeaseState
 from fmctl.core.pci import Bdf
 from fmctl.core.rules import NonGpuDomains
+
+NOT_CALLED = {
+    HookLoad.NOT_INSTALLED: ("libvirt has no hook of fmctl", "`make install` puts it in its place"),
+    HookLoad.NOT_LOADED: ("libvirt has not called fmctl's hook since it started", "`systemctl restart libvirtd`"),
+}
+"""Why libvirt does not call the hook, and what to do."""
 
 
 @dataclass(frozen=True)

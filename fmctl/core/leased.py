@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What could be granted now; `cordoned` is why the host takes no new work, where somebody said so.
+    """What could be granted now; `cordoned` is why the host takes no new work, for whatever reason.
 
     `rules` are what the operator lets tenants have, in words.
     """

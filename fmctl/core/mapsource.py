@@ -182,7 +182,7 @@ class Verdict:
     def check(self) -> None:
         """Raise MapUnverified unless it counts."""
         if self.state is not MapState.VERIFIED:
-            raise MapUnverified("the GPU map is not verified", why=self.why, fix=self.fix)
+            raise MapUnverified("the GPU map is not verified", why=self.why, fix=f"see `fmctl gpumap show`: {self.fix}")
 
 
 def judge(record: MapRecord, found: Inventory) -> Verdict:
@@ -195,7 +195,7 @@ def judge(record: MapRecord, found: Inventory) -> Verdict:
             MapState.CONTRADICTORY,
             GpuMap({}),
             "; ".join(wrong),
-            "see `fmctl gpumap show`, find out who is wrong, and `fmctl gpumap import` or `discover` that anew",
+            "find out who is wrong, and `fmctl gpumap import` or `discover` that anew",
         )
     ids = {bdf: next(iter(by.values())) for bdf, by in said.items() if by}
     gpu_map = GpuMap({number: bdf for bdf, number in sorted(ids.items(), key=lambda item: item[1])})

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fmctl.core.mapsource import Acceptance, MapState, Source
+from fmctl.core.gpumap import GpuMap
+from fmctl.core.mapsource import Acceptance, MapState, Source, Verdict
 from fmctl.core.pci import Bdf
 
 
@@ -34,3 +35,11 @@ class MapStatus:
     sources: tuple[Source, ...] = ()
     accepted: Acceptance | None = None
     simulated: bool = False
+
+    def counting(self) -> GpuMap:
+        """The map, with the GPUs that the host has lost as far as a source names them; raises MapUnverified."""
+        lost = {number: bdf for source in self.sources for bdf, number in source.readings.items()}
+        there = {gpu.physical_id: gpu.address for gpu in self.gpus if gpu.physical_id is not None}
+        found = Verdict(self.state, GpuMap({**lost, **there}), self.why, self.fix)
+        found.check()
+        return found.map

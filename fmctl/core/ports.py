@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fmctl.core.answers import AgentStatus, FabricFacts, HookLoad, ProcessState, ServiceVmStatus, StartMode
     from fmctl.core.book import Book, Entry
-    from fmctl.core.domain import Domain
+    from fmctl.core.domain import Domain, End
     from fmctl.core.image import Image
     from fmctl.core.kernel import KernelFacts
     from fmctl.core.lease import Lease
@@ -298,11 +298,16 @@ class Hypervisor(Protocol):
         Where QEMU does not heed SIGTERM, this takes ten seconds and more.
         """
 
-    def watch(self, changed: Callable[[], None]) -> None:
+    def watch(self, changed: Callable[[], None], ended: Callable[[End], None] = lambda end: None) -> None:
         """Call `changed` soon, and then whenever domains or the connection to libvirt may have changed.
 
-        It is called from a thread of its own. From now on a lost connection is replaced without a call.
+        It is called from a thread of its own, and `ended` from any, at once, for each domain's end that is heard of.
+        From now on a lost connection is replaced without a call.
         """
+
+    @property
+    def hearing(self) -> int:
+        """Differs after every moment in which a domain may have ended unheard; 0 in such a moment."""
 
     def close(self) -> None:
         """Let go of the connection; domains go on, and later calls raise HypervisorUnreachable."""

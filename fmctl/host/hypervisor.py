@@ -13,10 +13,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from fmctl.core.domain import Domain, DomainState, refusal, unreadable
+from fmctl.core.domain import Domain, DomainState, End, refusal, unreadable
 from fmctl.core.errors import FmctlError, HypervisorUnreachable, OutcomeUnknown
 from fmctl.host.calls import Attempt, Calls, NoAnswer
 from fmctl.host.listener import Listener
@@ -42,9 +42,11 @@ class Libvirt:
         """`keepalive`: seconds between two pings, and how many without an answer break the connection for events."""
         _serve_events()
         self._uri = uri
+        self._keepalive = keepalive
         self._calls = Calls()
         self._reboots = _Reboots()
-        self._listener = Listener(lambda changed: _Ear(uri, keepalive, changed, self._reboots.note), self._calls)
+        self._hearers: tuple[Callable[[End], None], ...] = ()
+        self._listener = Listener(self._ear, self._calls)
         self._closed = False
 
     def domains(self, *, timeout: float) -> tuple[Domain, ...]:
@@ -81,14 +83,30 @@ class Libvirt:
         """
         self._change(uuid, "end", lambda domain: domain.destroy(), timeout)
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` soon, and whenever domains or the connection may have changed, from a thread of its own."""
+    def watch(self, changed: Callable[[], None], ended: Callable[[End], None] = lambda end: None) -> None:
+        """Call `changed` soon, and whenever domains or the connection may have changed, from a thread of its own.
+
+        `ended` is called for each end from the thread of events, so it must not wait.
+        """
+        self._hearers = (*self._hearers, ended)
         self._listener.watch(changed)
+
+    @property
+    def hearing(self) -> int:
+        """Differs after every moment in which a domain may have ended unheard; 0 in such a moment."""
+        return self._listener.hearing
 
     def close(self) -> None:
         """Let go of the connection; domains go on, and later calls are refused."""
         self._closed = True
         self._listener.close()
+
+    def _ear(self, changed: Callable[[], None]) -> _Ear:
+        return _Ear(self._uri, self._keepalive, _Told(changed, self._reboots.note, self._ended))
+
+    def _ended(self, end: End) -> None:
+        for ended in self._hearers:
+            ended(end)
 
     def _change(self, uuid: str, verb: str, act: Callable[[Any], object], timeout: float) -> None:
         """Do something to a domain, unless it is gone."""
@@ -178,20 +196,23 @@ class _Reboots:
             return tuple(replace(each, rebooted=self._heard.get((each.uuid, each.instance))) for each in domains)
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Who is told of events; `rebooted` hears the UUID and the instance of a domain whose guest boots again."""
+
+    changed: Callable[[], None]
+    rebooted: Callable[[str, int], None]
+    ended: Callable[[End], None]
+
+
 class _Ear:
     """A connection that tells of events, and of its end; once it is made, only the event loop uses it."""
 
-    def __init__(
-        self,
-        uri: str,
-        keepalive: tuple[int, int],
-        changed: Callable[[], None],
-        rebooted: Callable[[str, int], None],
-    ) -> None:
-        """Listen, or raise NoAnswer. `rebooted` hears the UUID and the instance of a domain whose guest boots again."""
+    def __init__(self, uri: str, keepalive: tuple[int, int], told: _Told) -> None:
+        """Listen, or raise NoAnswer."""
         self.broken = False
-        self._changed = changed
-        self._rebooted = rebooted
+        self._told = told
+        self._shut_down: set[str] = set()
         self._events: list[int] = []
         self._connection = _opened(uri)
         try:
@@ -202,11 +223,12 @@ class _Ear:
 
     def _listen(self, keepalive: tuple[int, int]) -> None:
         self._connection.registerCloseCallback(self._lost, None)
-        told = {
-            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: self._told,
-            libvirt.VIR_DOMAIN_EVENT_ID_REBOOT: self._told_of_reboot,
+        callbacks = {
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: self._lives,
+            libvirt.VIR_DOMAIN_EVENT_ID_REBOOT: self._reboots,
+            libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: self._gains,
         }
-        for event, callback in told.items():
+        for event, callback in callbacks.items():
             self._events.append(self._connection.domainEventRegisterAny(None, event, callback, None))
         try:
             self._connection.setKeepAlive(*keepalive)
@@ -214,17 +236,30 @@ class _Ear:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                 raise
 
-    def _told(self, *event: object) -> None:
-        self._changed()
+    # What the events themselves say; libvirt is asked nothing here.
 
-    def _told_of_reboot(self, connection: object, domain: Any, opaque: object) -> None:
-        """What the event itself says of the domain; libvirt is asked nothing here."""
-        self._rebooted(domain.UUIDString(), domain.ID())
-        self._changed()
+    def _lives(self, connection: object, domain: Any, event: int, detail: int, opaque: object) -> None:
+        """A domain came to a point of its life; one that `virsh destroy` ends has lost its instance by then."""
+        uuid, instance = domain.UUIDString(), max(domain.ID(), 0)
+        if event in _ENDS:
+            shut_down = uuid in self._shut_down and (event, detail) == _STOPPED_SHUT_DOWN
+            self._told.ended(End(uuid, instance, shut_down))
+        if (event, detail) == _GUEST_SHUTS_DOWN:
+            self._shut_down.add(uuid)
+        elif event in (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, *_ENDS):
+            self._shut_down.discard(uuid)
+        self._told.changed()
+
+    def _reboots(self, connection: object, domain: Any, opaque: object) -> None:
+        self._told.rebooted(domain.UUIDString(), domain.ID())
+        self._told.changed()
+
+    def _gains(self, *event: object) -> None:
+        self._told.changed()
 
     def _lost(self, *reason: object) -> None:
         self.broken = True
-        self._changed()
+        self._told.changed()
 
     def close(self) -> None:
         """Let go of the pings, which the event loop sends, of the callbacks, which hold the connection, and of it."""
@@ -237,6 +272,12 @@ class _Ear:
             self._connection.unregisterCloseCallback()
         _close(self._connection)
 
+
+_GUEST_SHUTS_DOWN = (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_GUEST)
+"""The event and its detail where a guest switches itself off, and no signal ends its process."""
+_STOPPED_SHUT_DOWN = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
+_ENDS = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_CRASHED)
+"""The events after which a domain is at its end, or counts so because its guest crashed."""
 
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 """Libvirt's errors for a domain that it does not know, or that has no process."""

@@ -56,6 +56,7 @@ class Listener:
         self._first_pause, self._longest_pause = pauses
         self._state = threading.Condition()
         self._ear: Ear | None = None
+        self._ears = 0
         self._news = False
         self._closed = False
         self._watchers: tuple[Callable[[], None], ...] = ()
@@ -69,6 +70,12 @@ class Listener:
             self._tell()
         if first:
             self._thread.start()
+
+    @property
+    def hearing(self) -> int:
+        """The number of the ear that listens; 0 while none does."""
+        ear, number = self._ear, self._ears
+        return 0 if ear is None or ear.broken else number
 
     def close(self) -> None:
         """Tell nobody any more."""
@@ -111,6 +118,7 @@ class Listener:
             wanted = self._ear is None and not self._closed
             if wanted:
                 self._ear = ear
+                self._ears += 1
                 self._tell()
         if not wanted:
             ear.close()

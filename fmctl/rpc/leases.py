@@ -119,7 +119,7 @@ class LeaseServicer(LeaseServiceServicer):
     ) -> messages.GetCapacityResponse:
         """What could be granted now."""
         headroom = self._queries.capacity(owner=request.owner, timeout=time_left(context))
-        return convert_host.capacity_to(headroom, self._queries.cordon, self._queries.rules, simulated=self._simulated)
+        return convert_host.capacity_to(headroom, self._queries.closed, self._queries.rules, simulated=self._simulated)
 
     def CanAllocate(
         self, request: messages.CanAllocateRequest, context: grpc.ServicerContext

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from fmctl.core.domain import Domain, DomainState, refusal, unreadable
+from fmctl.core.domain import Domain, DomainState, End, refusal, unreadable
 from fmctl.core.errors import FmctlError, HypervisorUnreachable, OutcomeUnknown
 from fmctl.core.pci import Bdf
 from fmctl.sim.qemu import NO_HARDWARE, Guest, Hardware, IdleProcess, Process
@@ -41,6 +41,8 @@ class SimulatedHypervisor:
         self._news = False
         self._starts = 0
         self._watchers: tuple[Callable[[], None], ...] = ()
+        self._hearers: tuple[Callable[[End], None], ...] = ()
+        self._hearing = 0
 
     def domains(self, *, timeout: float) -> tuple[Domain, ...]:
         """Every domain, by name."""
@@ -62,6 +64,7 @@ class SimulatedHypervisor:
             process = self._processes.get(uuid)
             if process is not None and process.domain.state is DomainState.RUNNING and not self.ignore_shutdown:
                 self._show(process, DomainState.SHUTTING_DOWN)
+                process.shut_down = True
                 process.end()
 
     def destroy(self, uuid: str, *, timeout: float) -> None:
@@ -71,14 +74,25 @@ class SimulatedHypervisor:
             if process is not None and not _end(process, timeout):
                 raise _silence(f"end the domain {uuid}", timeout)
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` soon and then on all news, from a thread of its own."""
+    def watch(self, changed: Callable[[], None], ended: Callable[[End], None] = lambda end: None) -> None:
+        """Call `changed` soon and then on all news, from a thread of its own; `ended` for each end that is heard of."""
         with self._state:
             first = not self._watchers
+            self._hearing = self._hearing or 1
             self._watchers = (*self._watchers, changed)
+            self._hearers = (*self._hearers, ended)
             self._tell()
         if first:
             threading.Thread(target=self._watch, name="simulated libvirt", daemon=True).start()
+
+    @property
+    def hearing(self) -> int:
+        """Differs after every moment in which a domain may have ended unheard; 0 in such a moment."""
+        return 0 if self._is_deaf else self._hearing
+
+    @property
+    def _is_deaf(self) -> bool:
+        return self._away or self._hangs or self._closed
 
     def close(self) -> None:
         """Tell nobody of news any more, and refuse calls; domains go on."""
@@ -131,6 +145,7 @@ class SimulatedHypervisor:
     def _reach(self, *, away: bool, hangs: bool, acts: bool) -> None:
         with self._state:
             self._away, self._hangs, self._acts = away, hangs, acts
+            self._hearing += bool(self._watchers)
             self._tell()
 
     @contextlib.contextmanager
@@ -161,7 +176,9 @@ class SimulatedHypervisor:
         try:
             process.start()
         except FmctlError as error:
-            self._noted(process)
+            with self._state:
+                del self._processes[domain.uuid]
+                self._tell()
             raise refusal(domain.name, str(error)) from error
         with self._state:
             self._tell()
@@ -169,9 +186,13 @@ class SimulatedHypervisor:
 
     def _noted(self, process: Process) -> None:
         """Know of a process that has ended, or whose guest has rebooted."""
+        domain = process.domain
+        if process.ended and not self._is_deaf:
+            for ended in self._hearers:
+                ended(End(domain.uuid, domain.instance, process.shut_down))
         with self._state:
             if process.ended:
-                self._processes.pop(process.domain.uuid, None)
+                self._processes.pop(domain.uuid, None)
             elif self._watchers and not self._away:
                 process.domain = replace(process.domain, rebooted=time.time())
             self._tell()
@@ -200,6 +221,7 @@ class SimulatedHypervisor:
 
 def _end(process: Process, timeout: float) -> bool:
     """End a process; whether it was gone within so many seconds."""
+    process.shut_down = False
     process.end()
     return process.wait(timeout)
 

@@ -50,6 +50,8 @@ class Process:
         """`noted` hears of each reboot and of the end."""
         self.domain = domain
         self.ended = False
+        self.shut_down = False
+        """Whether it ends, or has ended, because its guest switched itself off."""
         self._guest = guest
         self._hardware = hardware
         self._noted = noted

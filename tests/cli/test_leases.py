@@ -175,10 +175,10 @@ def test_capacity(host: Host, fmctl: Fmctl) -> None:
         "GPUs  LEASES\n----  ------\n1     6\n2     3\n4     1\n8     0\n\n8 GPUs: 6 free, 2 busy\n"
     )
     host.client.cordon("a memory bank", actor="x", timeout=TIMEOUT)
-    assert fmctl("capacity").stdout.endswith("2 busy\nthis host takes no new work: a memory bank\n")
+    assert fmctl("capacity").stdout.endswith("2 busy\nthis host takes no new work: it is cordoned: a memory bank\n")
     found = plain(fmctl("capacity", "-o", "json"))
     assert found["sizes"][0] == {"gpus": 1, "leases": 0}
-    assert (found["gpus"]["total"], found["gpus"]["free"], found["cordoned"]) == (8, 6, "a memory bank")
+    assert (found["gpus"]["total"], found["gpus"]["free"], found["cordoned"]) == (8, 6, "it is cordoned: a memory bank")
 
 
 def test_whether_sizes_fit_together_is_the_exit_status(host: Host, fmctl: Fmctl) -> None:
@@ -235,7 +235,7 @@ def test_a_drain_waits_for_the_last_lease(host: Host, fmctl: Fmctl) -> None:
         host.client.release(second, wait=True, timeout=TIMEOUT)
         assert drain.ended() == (0, "this host takes no new work, and no lease is left on it\n", "")
     assert fmctl("host", "drain", "--timeout", "5").returncode == 0
-    assert host.controller.queries.cordon == "it is drained"
+    assert host.controller.queries.closed == "it is cordoned: it is drained"
 
 
 def test_what_is_planned_is_exit_6(host: Host, fmctl: Fmctl) -> None:

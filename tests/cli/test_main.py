@@ -38,6 +38,7 @@ def test_version_and_help() -> None:
         "deactivate",
         "status",
         "wait",
+        "doctor",
         "daemon",
         "agent",
         "inventory",

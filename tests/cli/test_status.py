@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `fmctl status` tells of the gate, over a daemon whose gate the test sets."""
+"""What `fmctl status` tells of the gate and of new work, over a daemon in which the test sets them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 import pytest
 
 from fmctl.core.answers import GateStatus, HookLoad
+from fmctl.core.gpumap import GpuMap
+from fmctl.core.mapsource import MapState, Verdict
 from tests.cli.conftest import Fmctl
 from tests.rpc.leasing import Host
 
@@ -39,3 +41,20 @@ def test_the_gate_is_told(
     assert not [line for line in lines if line.split()[0] in hidden]
     plain = json.loads(fmctl("status", "-o", "json").stdout)["gate"]
     assert plain == {"hook": gate.hook.value, "degraded": gate.degraded, "alarms": list(gate.alarms)}
+
+
+def test_why_nothing_is_granted_is_told_with_what_to_do(host: Host, fmctl: Fmctl) -> None:
+    assert json.loads(fmctl("status", "-o", "json").stdout)["new_work"] == {"refused": "", "fix": ""}
+    assert not [line for line in fmctl("status").stdout.splitlines() if line.startswith(("new work", "do "))]
+
+    verdict = Verdict(MapState.UNVERIFIED, GpuMap({}), "nobody has said it", "`fmctl gpumap discover`")
+    host.controller.fabric.permit = verdict.check
+    why, fix = "the GPU map is not verified: nobody has said it", "see `fmctl gpumap show`: `fmctl gpumap discover`"
+    assert fmctl("status").stdout.endswith(f"new work   none: {why}\ndo         {fix}\n")
+    assert json.loads(fmctl("status", "-o", "json").stdout)["new_work"] == {"refused": why, "fix": fix}
+    shown = fmctl("capacity").stdout
+    assert "1     0\n2     0\n4     0\n8     0\n" in shown and shown.endswith(f"this host takes no new work: {why}\n")
+
+    host.controller.cordon("a memory bank", actor="a person")
+    told = json.loads(fmctl("status", "-o", "json").stdout)["new_work"]
+    assert told == {"refused": "it is cordoned: a memory bank", "fix": "`fmctl host uncordon`"}

@@ -11,10 +11,14 @@ import pytest
 import yaml
 
 from fmctl import platforms
+from fmctl.core import domaincheck
 from fmctl.core.domain import Domain
+from fmctl.sim.host import MapFault
 from fmctl.sim.sysfs import SimulatedBus
 from tests import sysfs_tree
+from tests.control.test_gpumap import World
 from tests.domains import GOLDEN
+from tests.rpc.test_gpumap import serving
 from tests.support import run
 
 NODE = "sys/devices/system/node"
@@ -47,7 +51,17 @@ def gpu_map(tmp_path: Path) -> Path:
 
 
 def tenant_vm(host: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("tenant-vm", *arguments, "--root", str(host), "--config", str(host / "fmctld.yaml"))
+    """The command about that host, whose daemon is the one at `d.sock` in it, if there is one."""
+    address = {"FMCTL_ADDRESS": f"unix:{host}/d.sock"}
+    return run("tenant-vm", *arguments, "--root", str(host), "--config", str(host / "fmctld.yaml"), env=address)
+
+
+def unverified(host: Path, gpu_map: Path) -> str:
+    """What is told where no daemon answers."""
+    return (
+        f"fmctl: the GPU map {gpu_map} is not verified: fmctld at unix:{host}/d.sock does not answer:"
+        " No such file or directory\n"
+    )
 
 
 def test_a_pretended_host_has_its_gpus_in_order_and_a_new_qemu() -> None:
@@ -58,7 +72,7 @@ def test_a_pretended_host_has_its_gpus_in_order_and_a_new_qemu() -> None:
 
 def test_the_map_of_the_option_or_of_the_settings_says_which_gpu_is_which(host: Path, gpu_map: Path) -> None:
     done = tenant_vm(host, "render", "--gpu-ids", "6,8", "--gpu-map", str(gpu_map))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, unverified(host, gpu_map))
     assert list(map(str, Domain.from_xml(done.stdout).hostdevs)) == ["0000:17:00.0", "0000:51:00.0"]
     assert "<memnode cellid='0' mode='strict' nodeset='0'/>" in done.stdout
     assert "x-no-mmap=true" in done.stdout
@@ -78,6 +92,43 @@ def test_without_a_map_there_is_no_tenant_vm(host: Path) -> None:
     )
 
 
+def test_where_a_daemon_answers_its_verified_map_alone_says_which_gpu_is_which(folder: Path, host: Path) -> None:
+    (folder / "host").symlink_to(host)
+    host, world, file = folder / "host", World("hgx-h100-8", MapFault.UNCONFIRMED), folder / "map.yaml"
+    asked = ("render", "--gpu-ids", "6,8", "--devices-only")
+    file.write_text(world.host.written_map() or yaml.dump({n: str(bdf) for n, bdf in world.addresses.items()}))
+    with serving(world, folder / "host"):
+        world.maps.refresh()
+        for more in ((), ("--gpu-map", str(file))):
+            done = tenant_vm(host, *asked, *more)
+            assert (done.returncode, done.stdout) == (8, "")
+            assert "nothing but registers tells which GPU is which" in done.stderr
+        world.maps.accept(world.maps.status().fingerprint, actor="ann")
+        done = tenant_vm(host, *asked)
+        assert (done.returncode, done.stderr) == (0, "")
+        found = domaincheck.parse(f"<devices>{done.stdout}</devices>").iterfind("hostdev/source/address")
+        assert [int(address.get("bus", ""), 0) for address in found] == [world.addresses[gpu].bus for gpu in (6, 8)]
+        assert tenant_vm(host, *asked, "--gpu-map", str(file)).stdout == done.stdout
+        file.write_text(file.read_text().replace("1:", "9:", 1).replace("2:", "1:", 1).replace("9:", "2:", 1))
+        done = tenant_vm(host, *asked, "--gpu-map", str(file))
+        assert (done.returncode, done.stdout) == (8, "")
+        assert (
+            f"{file} contradicts the daemon's verified GPU map\n  why: they differ about the GPUs 1, 2" in done.stderr
+        )
+
+
+def test_a_gpu_that_the_host_has_lost_keeps_no_other_from_a_document(folder: Path, host: Path) -> None:
+    (folder / "host").symlink_to(host)
+    world = World("hgx-h100-8")
+    world.maps.refresh()
+    world.bring()
+    (host / "sys/bus/pci/devices" / str(world.addresses[1])).unlink()
+    world.host.bus.remove(world.addresses[1])
+    with serving(world, folder / "host"):
+        done = tenant_vm(folder / "host", "render", "--gpu-ids", "6,8", "--devices-only")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_gpus_of_no_partition_are_not_found() -> None:
     done = run("tenant-vm", "render", "--simulate", "hgx-h100-8", "--gpu-ids", "1,2")
     assert (done.returncode, done.stdout) == (3, "")
@@ -93,7 +144,7 @@ def test_options_win_over_settings(host: Path, gpu_map: Path) -> None:
         *("--uuid", "6f0f3b54-8d0c-4d9e-9c1b-0f6d63746c09", "--vcpus", "6", "--memory-gib", "7", "--huge-pages", "2M"),
         *("--network", "tenants", "--disk", "/var/a.qcow2", "--disk", "/dev/b"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, unverified(host, gpu_map))
     for text in (
         "<name>a.b-c</name>",
         "<uuid>6f0f3b54-8d0c-4d9e-9c1b-0f6d63746c09</uuid>",

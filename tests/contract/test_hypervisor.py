@@ -7,13 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
 import pytest
 
-from fmctl.core.domain import Domain, DomainRefused, DomainState
+from fmctl.core.domain import Domain, DomainRefused, DomainState, End
 from fmctl.core.errors import HypervisorUnreachable, OutcomeUnknown
 from fmctl.core.ports import Hypervisor
 from fmctl.host.hypervisor import Libvirt
@@ -306,3 +306,50 @@ def test_calls_are_refused_after_close(hypervisor: Hypervisor) -> None:
     hypervisor.close()
     with pytest.raises(HypervisorUnreachable):
         hypervisor.domains(timeout=T)
+
+
+class Ends:
+    """What is heard of domains' ends."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self.heard: list[End] = []
+        self._hypervisor = hypervisor
+        hypervisor.watch(lambda: None, self.heard.append)
+        eventually(lambda: hypervisor.hearing)
+
+    def of(self, end: Callable[[Domain], object], devices: str = "") -> list[bool]:
+        """Whether each end that is heard after `end` was done to a domain was its guest's shutdown."""
+        domain = self._hypervisor.create(document(devices=devices), timeout=T)
+        end(domain)
+        eventually(lambda: self._hypervisor.domains(timeout=T) == () and self.heard)
+        heard, self.heard[:] = tuple(self.heard), []
+        assert all(each.uuid == UUID and each.instance in (0, domain.instance) for each in heard)
+        return [each.shut_down for each in heard]
+
+
+def test_the_end_of_a_domain_is_told_with_whether_its_guest_shut_down(side: Side, hypervisor: Hypervisor) -> None:
+    ends = Ends(hypervisor)
+
+    def press(domain: Domain) -> None:
+        def ended() -> bool:
+            hypervisor.shutdown(UUID, timeout=T)
+            return bool(ends.heard)
+
+        eventually(ended)
+
+    assert ends.of(press, side.power_button()) == [True]
+    assert ends.of(lambda domain: hypervisor.destroy(UUID, timeout=T)) == [False]
+    assert ends.of(lambda domain: side.kill(UUID)) == [False]
+
+
+def test_where_an_end_may_not_be_heard_the_hearing_is_another_one(side: Side, hypervisor: Hypervisor) -> None:
+    assert hypervisor.hearing == 0
+    Ends(hypervisor)
+    before = hypervisor.hearing
+    assert before > 0
+    side.disconnect()
+    eventually(lambda: hypervisor.hearing == 0)
+    side.reconnect()
+    assert eventually(lambda: hypervisor.hearing) != before
+    hypervisor.close()
+    assert hypervisor.hearing == 0

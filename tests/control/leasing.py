@@ -22,6 +22,7 @@ from fmctl.control import discovery
 from fmctl.control.agent import LocalAgent
 from fmctl.control.clean import Cleaner, Tools
 from fmctl.control.controller import FabricController
+from fmctl.control.exits import VmExits
 from fmctl.control.gpus import Gpus
 from fmctl.control.sparing import SparingBus
 from fmctl.control.vfio import Vfio
@@ -316,8 +317,12 @@ class World:
     def _cleaner(self) -> Cleaner:
         tools = Tools(self.bus, self.host.devices, self.host.firmware, self.bus.sparing, self._run_command)
         generation = self.controller.generation if self.rules.clean else lambda: 0
+        self.exits = VmExits(self.host.hypervisor, self.gpus.held)
         return Cleaner(
-            self.controller, self.gpus, self._board, tools, self.cleans, generation=generation, now=self.clock
+            *(self.controller, self.gpus, self._board, tools, self.cleans),
+            exits=self.exits,
+            generation=generation,
+            now=self.clock,
         )
 
     def _run_command(self, argv: Sequence[str], timeout: float) -> tuple[int, bytes] | None:

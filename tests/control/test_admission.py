@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 
 import pytest
 
-from fmctl.core.answers import AgentStatus
+from fmctl.core.answers import AgentStatus, FabricState
 from fmctl.core.errors import BadRequest, HostCordoned, MapUnverified, PolicyDenied, VersionMismatch
 from fmctl.core.partition import PartitionList
 from fmctl.core.request import Request
@@ -101,3 +102,26 @@ def test_an_owner_and_a_request_id_are_wanted() -> None:
     world = World()
     assert refuse(world, "", "r", count=1) is BadRequest
     assert refuse(world, "a", "", count=1) is BadRequest
+
+
+def test_a_look_at_the_board_that_hangs_keeps_nobody_from_the_status_and_is_taken_once() -> None:
+    world = World()
+    world.gate.reason, goes_on, looks = "why", threading.Event(), []
+    refuse_new_work = world.gate.refuse_new_work
+
+    def hang() -> None:
+        looks.append(threading.current_thread())
+        assert goes_on.wait(30)
+        refuse_new_work()
+
+    world.gate.refuse_new_work = hang  # type: ignore[method-assign]
+    for _ in range(2):
+        status = world.controller.status(timeout=0.05)
+        assert (status.fabric_state, status.new_work.refused[:33]) == (
+            FabricState.READY,
+            "whether it can is not known: the ",
+        )
+    assert len(looks) == 1
+    goes_on.set()
+    looks[0].join(10)
+    assert world.controller.status(timeout=10).new_work.refused == "why"

@@ -91,7 +91,7 @@ def test_a_host_that_takes_no_new_work_has_room_for_none() -> None:
     assert not closed(world)
     world.controller.cordon("why", actor="a person")
     assert closed(world)
-    assert world.controller.queries.cordon == "why"
+    assert world.controller.queries.closed == "it is cordoned: why"
     world.controller.uncordon(actor="a person")
     assert not closed(world)
     world.gate.reason = "the Service VM is beyond repair"

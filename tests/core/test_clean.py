@@ -10,8 +10,9 @@ import pytest
 from fmctl import platforms
 from fmctl.core import clean
 from fmctl.core.book import Book, Entry, Kind, Mark, MarkKind
-from fmctl.core.clean import FirmwareList, Found, Rules, Step, Verdict, VmExit
+from fmctl.core.clean import FirmwareList, Found, Rules, Step, Verdict
 from fmctl.core.errors import BadRequest, InvalidDocument
+from fmctl.core.exits import VmExit
 from fmctl.core.lease import Lease, LeaseState
 from fmctl.core.pci import Bdf, PciClass, PciFunction, PciId
 from fmctl.core.platform import ResetMethod

@@ -14,7 +14,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from fmctl.core.domain import Domain, DomainRefused, DomainState
+from fmctl.core.domain import Domain, DomainRefused, DomainState, End
 from fmctl.core.errors import FmctlError, HypervisorUnreachable, OutcomeUnknown
 from fmctl.host import hypervisor
 from fmctl.host.calls import NoAnswer
@@ -293,3 +293,14 @@ def test_a_domain_that_was_started_and_cannot_be_told_of_may_run() -> None:
     with pytest.raises(NoAnswer, match="oops") as unknown:
         hypervisor.started(Answers(Answer("a", error=libvirt.VIR_ERR_OPERATION_TIMEOUT)), document())
     assert unknown.value.begun
+
+
+def test_a_qemu_that_was_sent_sigterm_did_not_shut_down_though_libvirt_says_so(
+    reached: Libvirt, daemon: PrivateLibvirtd
+) -> None:
+    heard: list[End] = []
+    reached.watch(lambda: None, heard.append)
+    eventually(lambda: reached.hearing)
+    domain = reached.create(document(), timeout=T)
+    os.kill(daemon.qemu(UUID), signal.SIGTERM)
+    assert eventually(lambda: heard) == [End(UUID, domain.instance, shut_down=False)]

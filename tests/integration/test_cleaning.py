@@ -38,6 +38,7 @@ def test_a_gpu_is_cleaned_by_the_operator_s_command_or_quarantined(start_daemon:
 
     (folder / "dirty-0000:17:00.0").touch()
     released(fmctl, "2")
+    fmctl.program.says("reset by flr; its memory was found clean by")
     assert counts(fmctl) == (7, 0, 1)
     done = fmctl("allocate", "--gpu-ids", "1", "--owner", "b", "--request-id", "3")
     assert done.returncode == 4 and "ended with status 1" in done.stderr

@@ -372,7 +372,7 @@ def test_a_cordoned_host_takes_no_new_work_and_keeps_what_it_has(host: Host, cli
         made(client, pair("s"))
     assert made(client, pair()) == lease
     found = client.capacity(timeout=TIMEOUT)
-    assert (found.cordoned, set(found.headroom.partitions.values())) == ("a memory bank", {0})
+    assert (found.cordoned, set(found.headroom.partitions.values())) == ("it is cordoned: a memory bank", {0})
     assert client.can_allocate((1,), timeout=TIMEOUT).partitions is None
     client.release(lease.id, wait=True, timeout=TIMEOUT)
     client.uncordon(actor="operator", timeout=TIMEOUT)
@@ -415,7 +415,8 @@ def test_a_host_that_is_set_to_observe_cannot_be_accepted(folder: Path) -> None:
         with pytest.raises(PolicyDenied, match="the setting mode says so"):
             host.client.accept(actor="operator", timeout=TIMEOUT)
         assert "mode" in host.client.plan(timeout=TIMEOUT).observed
-        assert host.client.capacity(timeout=TIMEOUT).cordoned == host.client.plan(timeout=TIMEOUT).observed
+        told = host.client.capacity(timeout=TIMEOUT).cordoned
+        assert told == f"it is only observed: {host.client.plan(timeout=TIMEOUT).observed}"
 
 
 def test_a_plan_tells_why_a_step_that_failed_waits(folder: Path) -> None:

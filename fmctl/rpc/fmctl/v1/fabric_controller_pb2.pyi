@@ -290,6 +290,7 @@ class GetStatusResponse(_message.Message):
     FABRIC_MESSAGE_FIELD_NUMBER: _builtins.int
     SERVICE_VM_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    NEW_WORK_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version."""
     platform: _builtins.str
@@ -306,6 +307,8 @@ class GetStatusResponse(_message.Message):
     def service_vm(self) -> _service_vm_pb2.ServiceVm: ...
     @_builtins.property
     def gate(self) -> Global___GateStatus: ...
+    @_builtins.property
+    def new_work(self) -> Global___NewWork: ...
     def __init__(
         self,
         *,
@@ -318,14 +321,40 @@ class GetStatusResponse(_message.Message):
         fabric_message: _builtins.str = ...,
         service_vm: _service_vm_pb2.ServiceVm | None = ...,
         gate: Global___GateStatus | None = ...,
+        new_work: Global___NewWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "gate", b"gate", "service_vm", b"service_vm", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "gate", b"gate", "new_work", b"new_work", "service_vm", b"service_vm", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "gate", b"gate", "platform", b"platform", "service_vm", b"service_vm", "simulated", b"simulated", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "fabric_message", b"fabric_message", "fabric_state", b"fabric_state", "gate", b"gate", "new_work", b"new_work", "platform", b"platform", "service_vm", b"service_vm", "simulated", b"simulated", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class NewWork(_message.Message):
+    """Whether the host takes new work: what keeps it from that is one of many things, such as the GPU map."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSED_FIELD_NUMBER: _builtins.int
+    FIX_FIELD_NUMBER: _builtins.int
+    refused: _builtins.str
+    """Why it takes none, and what to do about that; both empty where it takes some."""
+    fix: _builtins.str
+    def __init__(
+        self,
+        *,
+        refused: _builtins.str = ...,
+        fix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fix", b"fix", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewWork: _TypeAlias = NewWork  # noqa: Y015
 
 @_typing.final
 class GateStatus(_message.Message):

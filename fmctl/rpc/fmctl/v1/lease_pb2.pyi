@@ -803,7 +803,7 @@ class GetCapacityResponse(_message.Message):
     SIMULATED_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
     cordoned: _builtins.str
-    """Why the host takes no new work, as somebody said; empty where nobody did."""
+    """Why the host takes no new work, for whatever reason; empty where it does."""
     simulated: _builtins.bool
     @_builtins.property
     def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SizeCapacity]:
