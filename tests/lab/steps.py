@@ -219,7 +219,7 @@ def mid_activation(host: Host) -> Iterator[None]:
     want(lease["state"] == "active", f"the lease is {lease['state']}")
     want([each["id"] for each in leases(host, "second")] == [lease["id"]], "the request was granted twice")
     held = sorted(partition for each in leases(host) for partition in each["partitions"])
-    want(held == active(host), f"leases hold {held}, and active are {active(host)}")
+    host.eventually(f"active are {held}, which leases hold", lambda: held == active(host), within=60)
     host.fmctl("release", lease["id"], "--owner", "second", "--timeout", "120", timeout=140)
 
 
