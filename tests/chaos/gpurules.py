@@ -32,6 +32,8 @@ class GpuRules(Machine):
     def clean(self, which: int, meanwhile: str, spoilt: Effect | bytes | None) -> None:
         """Take the monitor's turn, and clean a GPU that is due then, in which something may go wrong."""
         world = self.world
+        if not world.marked(MarkKind.CLEANING):
+            self._use_a_gpu()
 
         def memory(gpu: int, timeout: float) -> tuple[int, bytes] | None:
             self._meanwhile(meanwhile, gpu)
@@ -52,6 +54,17 @@ class GpuRules(Machine):
         usually, world.memory = world.memory, memory
         self._do("clean", clean)
         world.memory = usually
+
+    def _use_a_gpu(self) -> None:
+        """Let somebody have a GPU for a moment."""
+        key = ("a", f"r{len(self.requests)}")
+        self.requests.append((key, {"count": 1}))
+        self._allocate("let a tenant come", *self.requests[-1], wait=True, lives=True)
+        lease = self.world.store.by_request(*key)
+        if lease is not None:
+            leases = self.world.controller.leases
+            with self._ending(lease.id):
+                self._try(lambda: leases.release(lease.id, actor="p", timeout=AT_ONCE))
 
     def _meanwhile(self, what: str, gpu: int) -> None:
         alone = next(p.id for p in self.world.platform.partitions if p.gpu_ids == (gpu,))

@@ -58,8 +58,8 @@ def enforced(board: str) -> Rules:
 class Host(World):
     """A host whose GPUs are mapped, cleaned, and where it is `gated` parked.
 
-    `reset` hears of each reset that is asked for, and `opened` of each GPU that is opened to be asked which it is,
-    before it is done; `was_reset` of a reset that was.
+    `resets` hears of each reset that is asked for, and `opens` of each GPU that is opened to be asked which it is,
+    before it is done; `was_reset` hears of a reset that was.
     """
 
     def __init__(self, board: str, rules: LeaseRules, cleans: Rules | None, *, gated: bool) -> None:
