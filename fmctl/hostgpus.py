@@ -18,7 +18,7 @@ from fmctl.control.clean import Cleaner, Cleaning
 from fmctl.control.controller import FabricController
 from fmctl.control.exits import VmExits
 from fmctl.control.fabric import Turn
-from fmctl.control.gpumap import GpuMaps
+from fmctl.control.gpumap import LOOK_TIMEOUT, GpuMaps
 from fmctl.control.gpus import Gpus
 from fmctl.control.hook import Hook, ServiceVmStart
 from fmctl.control.mapkeeper import MapKeeper
@@ -76,6 +76,7 @@ class Which:
             host.bus,
             reader,
             machine=host.machine,
+            look=lambda: controller().fabric.look(LOOK_TIMEOUT),
             listed=lambda: controller().fabric.seen,
             file=functools.partial(host.map_file, settings),
             observed=lambda: controller().reconciler.is_observing,

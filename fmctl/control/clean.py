@@ -267,12 +267,15 @@ class Cleaner:
         return next((d for d in devices if d.function.bdf == known.address and d.role is Role.GPU), None)
 
     def _refuse_in_use(self, gpu: int) -> None:
-        """Raise NotNow where somebody has the GPU open, or nobody can tell: a reset would hit their VM."""
+        """Raise NotNow where somebody has the GPU open, or nobody can tell: a reset would hit their VM.
+
+        What was found of a GPU that somebody has opened since counts no more, either.
+        """
         held = self._gpus.open()
         if held is None:
-            raise NotNow(f"GPU {gpu} is not reset", why="who has it open cannot be told")
+            raise NotNow(f"GPU {gpu} is not cleaned", why="who has it open cannot be told")
         if gpu in held:
-            raise NotNow(f"GPU {gpu} is not reset", why=f"{held[gpu]} has it open", fix="stop that VM first")
+            raise NotNow(f"GPU {gpu} is not cleaned", why=f"{held[gpu]} has it open", fix="stop that VM first")
 
     def _board(self) -> tuple[Device, ...]:
         try:
@@ -305,6 +308,7 @@ class Cleaner:
                 raise NotNow(f"GPU {gpu} is not free", why="it was marked anew while it was cleaned")
             if not self._is_inactive(gpu, budget):
                 raise NotNow(f"GPU {gpu} is not free", why="a partition of it may have become active meanwhile")
+            self._refuse_in_use(gpu)
             self._commit(entries)
 
     def _commit(self, entries: Sequence[Entry]) -> None:

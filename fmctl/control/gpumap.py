@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 TURN_TIMEOUT = 120.0
 """Seconds that the turn for one GPU is waited for."""
+LOOK_TIMEOUT = 5.0
+"""Seconds that Fabric Manager has to list its partitions before a GPU is asked."""
 
 
 class GpuMaps:
@@ -48,20 +50,23 @@ class GpuMaps:
         reader: MapReader,
         *,
         machine: Callable[[], Machine],
+        look: Callable[[], PartitionList],
         listed: Callable[[], PartitionList | None] = lambda: None,
         file: Callable[[], tuple[str, str] | None] = lambda: None,
         observed: Callable[[], bool] = lambda: False,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`listed` is Fabric Manager's list as last seen, `file` the name and text of the file that the settings name.
+        """`look` lists Fabric Manager's partitions, with the turn, and `listed` is that list as last seen.
 
-        `inventory` raises NoBoard; while `observed` says so no GPU is opened.
+        `file` is the name and text of the file that the settings name. `inventory` raises NoBoard; while `observed`
+        says so no GPU is opened.
         """
         self._store = store
         self._inventory = inventory
         self._bus = bus
         self._reader = reader
         self._machine = machine
+        self._look = look
         self._listed = listed
         self._file = file
         self._observed = observed
@@ -86,9 +91,11 @@ class GpuMaps:
         return gpu_map if gpu_map.addresses else None
 
     def active(self) -> set[Bdf]:
-        """The GPUs of active partitions; all of the board where some are active and it is not known which they are."""
-        listed = self._listed()
-        active = {gpu for p in listed.partitions if p.active for gpu in p.gpu_ids} if listed else set()
+        """The GPUs of active partitions; all of the board where some are active and it is not known which they are.
+
+        With the turn; raises what a list does. What was listed before may not be so any more.
+        """
+        active = {gpu for p in self._look().partitions if p.active for gpu in p.gpu_ids}
         if not active:
             return set()
         found = self._inventory()
@@ -141,7 +148,7 @@ class GpuMaps:
     def discover(self, *, actor: str, timeout: float) -> MapStatus:
         """Ask every source that can be asked; a GPU in use is left alone, and keeps what it said in this boot.
 
-        Raises NoBoard, HostCordoned's like where this host is only observed, and FabricNotReady.
+        Raises NoBoard, MapUnverified where this host is only observed, and what a list does.
         """
         if self._observed():
             raise MapUnverified(

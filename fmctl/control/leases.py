@@ -279,7 +279,16 @@ class Leases:
         return lease
 
     def _again(self, lease: Lease) -> Lease:
-        """The lease, which is left and asked for again; raises FabricNotReady where a part of it is gone or may be."""
+        """The lease, which is left and asked for again.
+
+        Raises FabricNotReady where a part of it is gone or may be, or is set aside.
+        """
+        if aside := clean.aside(self._store.book, lease.held):
+            raise FabricNotReady(
+                f"the request {lease.request_id!r} is being undone",
+                why=f"the GPUs {','.join(map(str, aside))} were set aside after they were granted",
+                fix="make it again",
+            )
         if lease.state is LeaseState.ACTIVATING:
             return lease
         if lease.ending is Ending.UNDOING and self._fabric.may_end(lease.partitions):

@@ -227,7 +227,7 @@ class Reconciler:
             if lease is None:
                 break
             seen = self._observed(self._fabric.known(budget.look()), None)
-            step = next(iter(plan.plan_for(lease, seen, self._rules).steps), None)
+            step = next(iter(plan.plan_for(self._store.book, lease, seen, self._rules).steps), None)
             if step is None:
                 return lease
             if fresh or not isinstance(step, Write):

@@ -232,6 +232,12 @@ def unquarantined(book: Book, gpu: int, reason: str, now: float, *, actor: str) 
     return (release, *marked((gpu,), f"it was quarantined until {actor} said: {reason}", now, actor=actor))
 
 
+def aside(book: Book, gpus: Iterable[int]) -> tuple[int, ...]:
+    """Those of the GPUs that are to be cleaned, or quarantined."""
+    kinds = (MarkKind.CLEANING, MarkKind.QUARANTINED)
+    return tuple(gpu for gpu in gpus if any((Kind.GPU, str(gpu), kind) in book.marks for kind in kinds))
+
+
 def being_cleaned(book: Book, gpus: Iterable[int], ended: float) -> tuple[int, ...]:
     """Those of the GPUs that a lease which ended then left to be cleaned, and that still are not clean."""
     marks = book.marked(Kind.GPU, MarkKind.CLEANING)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from fmctl.core import clean
 from fmctl.core.answers import HookLoad
 from fmctl.core.asking import Asking, Decision, HostDevice, Verdict
-from fmctl.core.book import Book, Kind, MarkKind
+from fmctl.core.book import Book
 from fmctl.core.domain import Domain
 from fmctl.core.inventory import Inventory, Role
 from fmctl.core.lease import Lease, LeaseState
@@ -111,9 +112,8 @@ def _without_gpus(rules: Rules) -> Decision:
 
 
 def _with_gpus(domain: Domain, gpus: set[int], known: Known, rules: Rules) -> Decision:
-    aside = {*known.book.marked(Kind.GPU, MarkKind.QUARANTINED), *known.book.marked(Kind.GPU, MarkKind.CLEANING)}
-    if marked := [gpu for gpu in gpus if str(gpu) in aside]:
-        return _refuse(f"the GPUs {_listed(marked)} are set aside", "see `fmctl capacity`")
+    if aside := clean.aside(known.book, gpus):
+        return _refuse(f"the GPUs {_listed(aside)} are set aside", "see `fmctl capacity`")
     ordered = tuple(sorted(gpus))
     lease = _lease(domain.uuid, gpus, known.book)
     if lease is not None:

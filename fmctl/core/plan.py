@@ -93,12 +93,14 @@ class Plan:
 def plan(book: Book, seen: Observed, rules: Rules) -> Plan:
     """What to do next, for every lease and every partition that none holds."""
     leases = sorted(book.leases.values(), key=lambda lease: (lease.created, lease.id))
-    return _plan((*(each for lease in leases for each in _lease(lease, seen, rules)), *_unowned(book, seen, rules)))
+    return _plan(
+        (*(each for lease in leases for each in _lease(book, lease, seen, rules)), *_unowned(book, seen, rules))
+    )
 
 
-def plan_for(lease: Lease, seen: Observed, rules: Rules) -> Plan:
-    """What to do next for one lease."""
-    return _plan(tuple(_lease(lease, seen, rules)))
+def plan_for(book: Book, lease: Lease, seen: Observed, rules: Rules) -> Plan:
+    """What to do next for one lease of the book."""
+    return _plan(tuple(_lease(book, lease, seen, rules)))
 
 
 def _plan(found: Sequence[Step | str]) -> Plan:
@@ -113,13 +115,13 @@ _ORDER = (Write, Deactivate, Activate)
 """What was recorded is seen by what follows, and what is freed can be taken."""
 
 
-def _lease(lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
+def _lease(book: Book, lease: Lease, seen: Observed, rules: Rules) -> Iterator[Step | str]:
     if lease.state is LeaseState.RELEASING:
         yield from _release(lease, seen, rules)
     elif lease.state is LeaseState.ACTIVE:
         yield from _keep(lease, seen, rules)
     elif lease.unattended:
-        yield from _complete(lease, seen)
+        yield from _complete(book, lease, seen)
     else:
         yield _write(
             lease, "given up", "whoever asked for it is gone", state=LeaseState.RELEASING, ending=Ending.UNDONE
@@ -130,12 +132,12 @@ def _write(lease: Lease, what: str, detail: str = "", **changes: Any) -> Write:
     return Write((of_lease(replace(lease, **changes), what, actor=ACTOR, detail=detail),))
 
 
-def _complete(lease: Lease, seen: Observed) -> Iterator[Step | str]:
+def _complete(book: Book, lease: Lease, seen: Observed) -> Iterator[Step | str]:
     """Bring a lease that nobody waits for to ACTIVE."""
     if seen.listed is None:
         return
-    if odd := _table_changed(lease, seen.listed):
-        yield _write(lease, "given up", odd, state=LeaseState.RELEASING, ending=Ending.FAILED, reason=odd)
+    if odd := _table_changed(lease, seen.listed) or _used_meanwhile(book, lease):
+        yield _given_up(lease, odd, seen.now)
     elif lease.state is LeaseState.PENDING:
         yield _begin(lease, seen.listed, seen.now)
     elif not _all_active(lease, seen.listed):
@@ -149,8 +151,14 @@ def _begin(lease: Lease, listed: PartitionList, now: float) -> Write:
     taken = [partition.id for partition in _partitions(lease, listed) if partition.active]
     if not taken:
         return _write(lease, "activating", state=LeaseState.ACTIVATING)
-    why = f"partition {_ids(taken)} is active for somebody whom fmctl does not know"
-    return _write(lease, "failed", why, state=LeaseState.FAILED, reason=why, ended=now)
+    return _given_up(lease, f"partition {_ids(taken)} is active for somebody whom fmctl does not know", now)
+
+
+def _given_up(lease: Lease, why: str, now: float) -> Write:
+    """Nothing was begun for a PENDING lease, so what is active of it is not ended."""
+    if lease.state is LeaseState.PENDING:
+        return _write(lease, "failed", why, state=LeaseState.FAILED, reason=why, ended=now)
+    return _write(lease, "given up", why, state=LeaseState.RELEASING, ending=Ending.FAILED, reason=why)
 
 
 def _activated(lease: Lease, seen: Observed) -> dict[str, Any]:
@@ -362,6 +370,14 @@ def _table_changed(lease: Lease, listed: PartitionList) -> str:
     if len(found) == len(lease.partitions) and gpus == set(lease.held):
         return ""
     return f"the partition table has no partitions {_ids(lease.partitions)} with the GPUs {_ids(lease.held)} any more"
+
+
+def _used_meanwhile(book: Book, lease: Lease) -> str:
+    """Why a lease that is not ACTIVE yet must not be any more; empty where its GPUs are as they were granted."""
+    aside = clean.aside(book, lease.held)
+    return f"the GPUs {_ids(aside)} were set aside after they were granted: somebody else may have used them" * bool(
+        aside
+    )
 
 
 def _ids(ids: Iterable[int]) -> str:

@@ -69,12 +69,13 @@ class SimulatedBus:
     """The functions of a pretended host, any of which can vanish, die or lose lanes."""
 
     def __init__(self, platform: Platform, *, shared_group: bool = False) -> None:
+        """The functions stand by address, so that a look at all of them need not sort them."""
         host = _host(platform, shared_group=shared_group)
-        self._functions = {simulated.function.bdf: simulated for simulated in host}
+        self._functions = _by_address({simulated.function.bdf: simulated for simulated in host})
 
     def functions(self) -> tuple[PciFunction, ...]:
         """Every function, by address."""
-        return tuple(self._functions[bdf].function for bdf in sorted(self._functions))
+        return tuple(simulated.function for simulated in self._functions.values())
 
     def function(self, bdf: Bdf) -> PciFunction | None:
         """That function; None where it is gone."""
@@ -103,11 +104,11 @@ class SimulatedBus:
 
     def everything(self) -> tuple[SimulatedFunction, ...]:
         """Every function with all that it would answer, for who lays them out as files."""
-        return tuple(self._functions[bdf] for bdf in sorted(self._functions))
+        return tuple(self._functions.values())
 
     def add(self, simulated: SimulatedFunction) -> None:
         """Let a function be there, in the place of any that was."""
-        self._functions[simulated.function.bdf] = simulated
+        self._functions = _by_address({**self._functions, simulated.function.bdf: simulated})
 
     def remove(self, bdf: Bdf) -> None:
         """Let a function be gone."""
@@ -159,6 +160,10 @@ class SimulatedBus:
 
     def _answer(self, bdf: Bdf, state: FunctionState) -> None:
         self.behave(bdf, state=state)
+
+
+def _by_address(functions: dict[Bdf, SimulatedFunction]) -> dict[Bdf, SimulatedFunction]:
+    return dict(sorted(functions.items()))
 
 
 def gpu_addresses(platform: Platform) -> dict[int, Bdf]:

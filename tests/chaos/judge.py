@@ -121,8 +121,8 @@ class Judge:
             if lease.state in (LeaseState.ACTIVATING, LeaseState.RELEASING):
                 self._left.add(lease.id)
 
-    def settled(self) -> None:
-        """What holds once nothing fails and nothing is left to do."""
+    def settled(self, *, activates: bool = True) -> None:
+        """What holds once nothing fails and nothing is left to do; where nothing `activates`, as far as that goes."""
         self.check()
         world, active = self.world, self.world.active
         assert active is not None
@@ -135,15 +135,15 @@ class Judge:
         held = {p for lease in world.leases for p in lease.partitions}
         strays = active - held
         for lease in world.leases:
-            self._lease_is_settled(lease, active, strays)
+            self._lease_is_settled(lease, active, strays, activates=activates)
         assert strays <= self._foreign, "what no lease holds, another tool activated"
         if world.rules.unowned is Unowned.DEACTIVATE:
             used = world.held | {gpu for gpus in world.vms.values() for gpu in gpus}
             assert all(used & set(world.gpus_of(stray)) for stray in strays), "what nobody uses is deactivated"
         self._older_vms_are_interrupted()
 
-    def _lease_is_settled(self, lease: Lease, active: set[int], strays: set[int]) -> None:
-        blocked = any(set(self.world.gpus_of(stray)) & set(lease.held) for stray in strays)
+    def _lease_is_settled(self, lease: Lease, active: set[int], strays: set[int], *, activates: bool) -> None:
+        blocked = not activates or any(set(self.world.gpus_of(stray)) & set(lease.held) for stray in strays)
         if lease.state is LeaseState.ACTIVE:
             whole = set(lease.partitions) <= active
             assert whole or blocked, "what an ACTIVE lease holds is active"

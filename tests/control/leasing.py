@@ -32,6 +32,7 @@ from fmctl.core.book import Entry
 from fmctl.core.domain import Domain
 from fmctl.core.errors import AgentUnreachable, FmctlError, MapUnverified, OutcomeUnknown, StoreUnusable
 from fmctl.core.fmcode import ALREADY_ACTIVE, NOT_ACTIVE, Operation, call_overran
+from fmctl.core.gpumap import GpuMap
 from fmctl.core.inventory import Inventory
 from fmctl.core.lease import Lease
 from fmctl.core.partition import PartitionList
@@ -268,7 +269,8 @@ class World:
         self.line = Line(self.agent, self.fate, self.clock, self.holder, lambda: self.nvfm.fabric)
         self.store = MortalStore(self.fate)
         self.gate = CountingGate()
-        self.gpus = Gpus(self._inventory, gpumap.in_order, Vfio(self.host.bus, self.host.devices), self.host.hypervisor)
+        vfio = Vfio(self.host.bus, self.host.devices)
+        self.gpus = Gpus(self._inventory, self._gpu_map, vfio, self.host.hypervisor, clock=self.clock)
         self._seeing = self.host.devices.holders
         self.vms: dict[str, tuple[int, ...]] = {}
         self.map_is_verified = True
@@ -356,8 +358,8 @@ class World:
         """One turn of the monitor, as far as leases are concerned; raises what a list does."""
         self.controller.reconciler.reconcile()
 
-    def settle(self) -> None:
-        """Let nothing fail, and reconcile until nothing is left to do and no call can come to anything any more."""
+    def heal(self) -> None:
+        """Let nothing fail any more, and Fabric Manager serve."""
         self.fate.spare()
         self.line.mend()
         self.nvfm.fail(NO_FAULTS)
@@ -367,6 +369,10 @@ class World:
             self.start_fresh()
         elif self.active is None:
             self.restart_fabric_manager()
+
+    def settle(self) -> None:
+        """Let nothing fail, and reconcile until nothing is left to do and no call can come to anything any more."""
+        self.heal()
         self.reconcile()
         self.wait(LATE)
         before = -1
@@ -427,12 +433,12 @@ class World:
 
     @property
     def held(self) -> set[int]:
-        """The GPUs that VMs have open, by physical id."""
+        """The GPUs that VMs truly have open, by physical id."""
         groups = {function.bdf: function.iommu_group for function in self.host.bus.functions()}
         return {
             gpu
             for gpu, bdf in self.address.items()
-            if (group := groups[bdf]) is not None and self.host.devices.holders(group) is not None
+            if (group := groups[bdf]) is not None and self._seeing(group) is not None
         }
 
     def gpus_of(self, partition_id: int) -> tuple[int, ...]:
@@ -445,6 +451,9 @@ class World:
 
     def _inventory(self) -> Inventory:
         return self.inventory
+
+    def _gpu_map(self, inventory: Inventory) -> GpuMap | None:
+        return gpumap.in_order(inventory)
 
     def _board(self) -> Inventory:
         """What a look at the board shows now, which takes its time."""
@@ -489,7 +498,7 @@ class World:
         def holders(group: int) -> tuple[Holder, ...] | None:
             raise FmctlError("who holds the group cannot be told")
 
-        self._seeing, self.host.devices.holders = self.host.devices.holders, holders  # type: ignore[method-assign]
+        self.host.devices.holders = holders  # type: ignore[method-assign]
 
     def see(self) -> None:
         """Let it be told again."""

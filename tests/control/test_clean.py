@@ -237,7 +237,7 @@ def test_a_gpu_that_somebody_opened_since_is_not_reset() -> None:
     world.clean()
     assert (cleaning(world), quarantined(world)) == ({lease.gpus[0]}, {})
     drift = world.controller.reconciler.preview(timeout=1.0).drift
-    assert drift == (f"GPU {lease.gpus[0]} is not reset: by-hand (process 7) has it open",)
+    assert drift == (f"GPU {lease.gpus[0]} is not cleaned: by-hand (process 7) has it open",)
     world.host.devices.let_go(group)
     assert world.clean() == ()
     world.wait(PAUSE)
@@ -287,6 +287,24 @@ def test_a_partition_that_became_active_during_a_cleaning_keeps_its_gpus_from_be
     world.command = activate
     world.clean()
     assert (cleaning(world), quarantined(world)) == (set(lease.gpus), {})
+
+
+def test_a_gpu_that_somebody_opened_during_a_cleaning_is_not_free() -> None:
+    world, lease = ended(CHECKED)
+    opened = lease.gpus[:1]
+
+    def start(argv: Sequence[str], timeout: float) -> tuple[int, bytes]:
+        if argv[1] == str(world.address[opened[0]]):
+            world.start_vm("by-hand", opened)
+        return 0, b""
+
+    world.command = start
+    world.clean()
+    assert (cleaning(world), quarantined(world)) == ({*opened}, {})
+    world.stop_vm("by-hand")
+    world.command = lambda argv, timeout: (0, b"")
+    world.settle()
+    assert (cleaning(world), resets_of(world, opened[0])) == (set(), 2)
 
 
 def test_an_observed_host_is_left_alone() -> None:

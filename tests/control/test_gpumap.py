@@ -16,7 +16,7 @@ from fmctl.control.fabric import Turn
 from fmctl.control.gpumap import GpuMaps
 from fmctl.control.mapreader import MapReader
 from fmctl.control.vfio import Vfio
-from fmctl.core.errors import BadRequest, InvalidDocument, MapUnverified
+from fmctl.core.errors import BadRequest, FabricNotReady, InvalidDocument, MapUnverified
 from fmctl.core.inventory import Inventory
 from fmctl.core.mapsource import MapState, SourceKind
 from fmctl.core.partition import PartitionList
@@ -67,11 +67,17 @@ class World:
             self.host.bus,
             reader,
             machine=lambda: self.host.machine,
+            look=self.look,
             listed=lambda: self.listed,
             file=lambda: self.file,
             observed=lambda: self.observed,
             now=lambda: 1000.0,
         )
+
+    def look(self) -> PartitionList:
+        if self.listed is None:
+            raise FabricNotReady("Fabric Manager does not list")
+        return self.listed
 
     def inventory(self) -> Inventory:
         return discovery.discover(self.host.bus, [self.platform])
@@ -248,6 +254,19 @@ def test_a_gpu_of_an_active_partition_is_not_opened() -> None:
     world.host.devices.resets.clear()
     world.discover()
     assert not world.host.devices.resets
+
+
+def test_no_gpu_is_opened_while_fabric_manager_does_not_list() -> None:
+    world = World()
+    world.bring()
+    listed, world.listed = world.listed, None
+    for ask in (world.maps.refresh, world.discover):
+        with pytest.raises(FabricNotReady):
+            ask()
+    assert not world.host.devices.resets
+    world.listed = listed
+    world.maps.refresh()
+    world.maps.require()
 
 
 def test_a_new_boot_forces_discovery_before_the_first_activation() -> None:
