@@ -46,9 +46,9 @@ def a_vm_starts_with_its_lease_s_gpus_alone(host: Host) -> None:
     _refused(host, *steps.gpus_of(host, 0))
     steps.tenant(host, PAIR)
     steps.parked(host, *pair)
-    # QEMU notices only after a while that somebody has its terminal open.
+    # QEMU notices only after a while that somebody has its terminal open, which becomes that of no shell below another.
     ends = {
-        "its shutdown": f"exec 3<>$(virsh ttyconsole {TENANT}); sleep 2; echo off >&3; sleep 2",
+        "its shutdown": f"(exec 3<>$(virsh ttyconsole {TENANT}); sleep 2; echo off >&3; sleep 2); true",
         "its crash": f"kill -9 $(cat /run/libvirt/qemu/{TENANT}.pid)",
     }
     for end, command in ends.items():
