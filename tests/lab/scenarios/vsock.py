@@ -13,6 +13,7 @@ def the_relay_works_over_vsock_loopback(host: Host) -> None:
     host.sh("modprobe vsock_loopback")
     host.sh(
         "cd /lab/src && PYTHONPATH=/lab/src:/opt/fmctl PYTHONDONTWRITEBYTECODE=1"
-        " /usr/lib/fmctl/current/bin/python3 -m pytest -q --assert=plain -p no:cacheprovider tests/lab/vsock_loopback.py",
+        " /usr/lib/fmctl/current/bin/python3 -m pytest -q --assert=plain -p no:cacheprovider"
+        " tests/lab/vsock_loopback.py",
         timeout=300,
     )
