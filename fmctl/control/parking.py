@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from fmctl.control.discovery import NoBoard
 from fmctl.control.vfio import Vfio
-from fmctl.core import gpumap, parking
+from fmctl.core import clean, gpumap, parking
 from fmctl.core.book import Entry, Kind
 from fmctl.core.errors import FabricNotReady, FmctlError, HostCordoned, NoSuchLease, PartitionHeld
 from fmctl.core.gpumap import GpuMap
@@ -105,8 +105,9 @@ class Parking:
     def prepare(self, lease_id: str, *, timeout: float, owner: str = "") -> Lease:
         """Bind the GPUs of an ACTIVE lease to vfio-pci, and keep their groups open until they are handed over.
 
-        With `owner` it must be that owner's. Raises NoSuchLease, PartitionHeld, HostCordoned, MapUnverified, VmRunning
-        where somebody has one of them open, and FmctlError where the kernel refuses: what was kept is let go then.
+        With `owner` it must be that owner's. Raises NoSuchLease, which is also where one of its GPUs is set aside,
+        PartitionHeld, HostCordoned, MapUnverified, VmRunning where somebody has one of them open, and FmctlError where
+        the kernel refuses: what was kept is let go then.
         """
         with self._change(timeout):
             lease = self._lease(lease_id, owner)
@@ -188,6 +189,12 @@ class Parking:
         if lease.state is not LeaseState.ACTIVE:
             raise NoSuchLease(
                 f"the GPUs of lease {lease_id} are not bound", why=f"it is {lease.state.value}", fix="allocate another"
+            )
+        if aside := clean.aside(self._store.book, lease.gpus):
+            raise NoSuchLease(
+                f"the GPUs of lease {lease_id} are not bound",
+                why=f"GPU {', '.join(map(str, aside))} is set aside",
+                fix="see `fmctl gpu list`; release it, and allocate another",
             )
         return lease
 

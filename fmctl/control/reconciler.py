@@ -82,7 +82,6 @@ class Reconciler:
         self._now = now
         self._beside = beside
         self._chooser = Chooser(store, fabric, gpus)
-        self._is_met = False
         self._failures: dict[Activate | Deactivate, _Failure] = {}
         self._drift: tuple[str, ...] = ()
         self.delayed: Callable[[], Iterable[str]] = tuple

@@ -11,7 +11,7 @@ import pytest
 from fmctl.control.parking import TAKE_WITHIN, Parking
 from fmctl.control.vfio import Vfio
 from fmctl.core import gpumap
-from fmctl.core.book import Entry
+from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_mark
 from fmctl.core.errors import FabricNotReady, HostCordoned, NoSuchLease, PartitionHeld, VmRunning
 from fmctl.core.inventory import Role
 from fmctl.core.lease import Lease, LeaseState
@@ -276,6 +276,16 @@ def test_only_its_owner_prepares_a_lease_and_only_an_active_one(world: Gated) ->
     world.release(lease.id)
     with pytest.raises(NoSuchLease):
         world.parking.prepare(lease.id, timeout=T)
+
+
+@pytest.mark.parametrize("kind", [MarkKind.CLEANING, MarkKind.QUARANTINED])
+def test_a_gpu_that_is_set_aside_under_its_lease_is_not_prepared(world: Gated, kind: MarkKind) -> None:
+    lease = world.leased(1, 3)
+    world.store.commit((of_mark(Kind.GPU, "3", Mark(kind, "a stranger had it", world.now)),), at=world.now)
+    with pytest.raises(NoSuchLease) as refusal:
+        world.parking.prepare(lease.id, timeout=T)
+    assert refusal.value.why == "GPU 3 is set aside"
+    assert world.devices.kept == set()
 
 
 def test_what_the_kernel_refuses_is_raised_and_parked(world: Gated) -> None:
