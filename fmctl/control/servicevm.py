@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from fmctl.control.domain import CALL_TIMEOUT, CHOOSE, OwnDomain, World
 from fmctl.core import servicevm, upgrade
-from fmctl.core.answers import FabricState, ServiceVmState, ServiceVmStatus, StartMode
+from fmctl.core.answers import ServiceVmState, ServiceVmStatus, StartMode
 from fmctl.core.errors import AgentUnreachable, FabricNotReady, FmctlError, HostCordoned
 from fmctl.core.inventory import Inventory
 from fmctl.core.ports import ImageStore, KeptAgent
@@ -114,10 +114,13 @@ class ServiceVm:
                     return
                 if self._settle_trial(seen) or self._wait_for_image(seen, inventory):
                     return
+                decision = servicevm.decide(seen, self._memory, self._rules, self._clock())
+                if decision.is_blind:
+                    seen, inventory = self.look()
+                    decision = servicevm.decide(seen, self._memory, self._rules, self._clock())
             except FmctlError as error:
                 self._status = replace(self._status, message=str(error))
                 return
-            decision = servicevm.decide(seen, self._memory, self._rules, self._clock())
             self._show(seen, inventory, decision)
             self._act(decision, inventory)
 
@@ -143,7 +146,7 @@ class ServiceVm:
     def look(self, *, thorough: bool = True) -> tuple[Seen, Inventory | None]:
         """One look at libvirt, the agent and the board; raises HypervisorUnreachable.
 
-        Who holds GPUs is looked for if it is `thorough`, or if Fabric Manager is not ready.
+        Who holds GPUs is looked for only if it is `thorough`: a guest that boots needs the processor.
         """
         domains = self.own.domains()
         seen = Seen(self.own.among(domains), None)
@@ -153,9 +156,7 @@ class ServiceVm:
                 seen = replace(seen, fabric=answer.state, digest=answer.digest, mismatch=answer.versions_differ)
         try:
             self._board = inventory = self._world.inventory()
-            if thorough or seen.fabric is not FabricState.READY:
-                seen = replace(seen, tenants=self.own.tenants(domains, inventory))
-            return seen, inventory
+            return replace(seen, tenants=self.own.tenants(domains, inventory) if thorough else None), inventory
         except FmctlError as error:
             self._board = None
             log.warning("who holds the GPUs cannot be told: %s", error)

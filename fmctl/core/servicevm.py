@@ -73,8 +73,9 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Seen:
-    """One look at everything. `tenants` is None where nobody could tell; `fabric` is None while the agent is silent.
+    """One look at everything.
 
+    `tenants` is None where nobody looked, or could tell; `fabric` is None while the agent is silent.
     `digest` tells which agent answered, and `mismatch` how Fabric Manager's version differs from the driver's, as its
     AgentStatus does.
     """
@@ -117,13 +118,14 @@ class Rules:
 class Decision:
     """The next action, the memory to keep if it is taken, and why the host takes no new work, where it does not.
 
-    `trouble` is what the action is to end.
+    `trouble` is what the action is to end. A decision is blind where it hangs on tenants that are not known.
     """
 
     action: Action
     memory: Memory
     degraded: str = ""
     trouble: Trouble | None = None
+    is_blind: bool = False
 
 
 def tenants(domains: Sequence[Domain], gpus: Sequence[Bdf]) -> tuple[Tenant, ...]:
@@ -247,7 +249,10 @@ def _remedy(trouble: Trouble, seen: Seen, memory: Memory, rules: Rules, now: flo
         using = interrupted(seen.tenants)
         if using is None:
             return Decision(
-                Action.WAIT, memory, f"{trouble.value}, and what {action.value} would interrupt is not known"
+                Action.WAIT,
+                memory,
+                f"{trouble.value}, and what {action.value} would interrupt is not known",
+                is_blind=True,
             )
         if using:
             names = ", ".join(map(str, using))
