@@ -45,7 +45,7 @@ def doctor(context: click.Context, connection: Connection, place: Place, config_
     """
     settings = config.read(DaemonSettings, config_file)
     status, told = _daemon(connection)
-    host = place.host(settings.platform)
+    host = place.host(settings)
     found = (*_host(host, status), *told, *_gate(host, settings, status))
     click.echo(_text(found) if style == "text" else render.document(_plain(found), style), nl=False)
     if _worst(found) is Level.FAILED:

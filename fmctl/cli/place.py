@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fmctl.cli import config
+from fmctl.core.settings import DaemonSettings
+
 if TYPE_CHECKING:
     from fmctl.local import Host
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PLATFORM_HELP = "The board.  [default: that of the settings, or what the host has]"
 
 
 @dataclass(frozen=True)
@@ -25,19 +29,23 @@ class Place:
     simulate: str | None
     root: Path
 
-    def host(self, platform: str = "") -> Host:
-        """The host; `platform` is its board where no option names one. Raises FmctlError."""
+    def host(self, settings: DaemonSettings | None = None) -> Host:
+        """The host; its board is that of the settings where no option names one. Raises FmctlError.
+
+        They are those of the default file where the command takes none.
+        """
         from fmctl import local
 
         if self.simulate:
             return local.pretended_host(self.simulate)
-        return local.this_host(self.platform or platform, self.root)
+        platform = self.platform or (settings or config.read(DaemonSettings, None)).platform
+        return local.this_host(platform, self.root)
 
 
 def place(command: F) -> F:
     """Add --platform and --simulate; the command gets a `place`."""
 
-    @click.option("--platform", default="", metavar="NAME|FILE", help="The board.  [default: what the host has]")
+    @click.option("--platform", default="", metavar="NAME|FILE", help=_PLATFORM_HELP)
     @click.option("--simulate", metavar="NAME|FILE", help="Take a pretended host with this board.")
     @click.option("--root", type=click.Path(path_type=Path), default="/", hidden=True)
     @functools.wraps(command)

@@ -23,9 +23,10 @@ for _command in (*lifecycle.COMMANDS, versions.check):
 
 
 @service_vm.command()
+@versions.image_option
 @config.config_file
 @at.place
-def render(place: Place, config_file: Path | None) -> None:
+def render(place: Place, image: str, config_file: Path | None) -> None:
     """Print the Service VM's libvirt document.
 
     It is what a start would take now: the daemon makes it anew each time. Standard error tells what the board lacks of
@@ -34,11 +35,10 @@ def render(place: Place, config_file: Path | None) -> None:
     from fmctl.core.inventory import Role
 
     settings = config.read(DaemonSettings, config_file)
-    host = place.host(settings.platform)
+    host = place.host(settings)
     found = host.inventory()
-    images = host.images(settings)
-    chosen = images.current() if images else None
-    rendered = host.service_vm(settings, found, images.read(chosen) if images and chosen else None)
+    boots_image = image or host.images(settings) is not None
+    rendered = host.service_vm(settings, found, versions.image_of(image, settings) if boots_image else None)
     for problem in found.problems:
         if problem.role is not Role.GPU:
             click.echo(f"fmctl: {problem.fault.value}: {problem.text}", err=True)

@@ -86,7 +86,7 @@ class _Wanted:
 
     def host(self, settings: DaemonSettings, gpu_map: GpuMap | None) -> Host:
         """The host that they are about; raises FmctlError."""
-        found = self.place.host(settings.platform).for_tenant(settings, gpu_map)
+        found = self.place.host(settings).for_tenant(settings, gpu_map)
         return dataclasses.replace(found, qemu=self.qemu_version or found.qemu)
 
     def map_file(self, settings: DaemonSettings) -> Path | None:

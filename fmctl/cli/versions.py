@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from fmctl.core.platform import Platform
 
 
+image_option = click.option("--image", default="", metavar="NAME|DIR", help="The image.  [default: the one in use]")
+
+
 @click.command()
 @click.option("--guest-driver", default="", metavar="VERSION", help="The driver in the tenant VM, such as 580.95.05.")
-@click.option("--image", "image", default="", metavar="NAME|DIR", help="The image.  [default: the one in use]")
+@image_option
 @options.output("text", "json", "yaml")
 @at.place
 @config.config_file
@@ -38,7 +41,7 @@ def check(
     does not fit.
     """
     settings = config.read(DaemonSettings, config_file)
-    found = _image(image, settings)
+    found = image_of(image, settings)
     if found.manifest.simulated:
         compared: tuple[Compared, ...] = (_simulated(found),)
     else:
@@ -50,7 +53,8 @@ def check(
         context.exit(failure.FAILURE)
 
 
-def _image(name: str, settings: DaemonSettings) -> Image:
+def image_of(name: str, settings: DaemonSettings) -> Image:
+    """The image of that name or folder, or the one in use; raises FmctlError."""
     from fmctl import local
 
     if "/" in name:
@@ -65,7 +69,7 @@ def _image(name: str, settings: DaemonSettings) -> Image:
 def _board(place: Place, settings: DaemonSettings) -> Platform:
     """The board that an option or a setting names, or that this host has; raises NoBoard."""
     named = place.simulate or place.platform or settings.platform
-    return platforms.resolve(named) if named else place.host().inventory().platform
+    return platforms.resolve(named) if named else place.host(settings).inventory().platform
 
 
 def _simulated(found: Image) -> Compared:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from fmctl import platforms
+from fmctl.cli import config
+from fmctl.cli.main import cli
 from fmctl.core.domain import Domain
 from fmctl.core.pci import Bdf
+from fmctl.core.settings import DaemonSettings
 from fmctl.sim.sysfs import SimulatedBus
-from tests import sysfs_tree
+from tests import images, sysfs_tree
 from tests.domains import GOLDEN, LAB
 from tests.support import run
 
@@ -66,10 +69,26 @@ def test_what_is_not_set_is_a_usage_error_that_says_what_to_set(tmp_path: Path) 
     done = run("service-vm", "render", "--config", str(tmp_path / "empty.yaml"), "--root", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "fmctl: the Service VM cannot boot\n"
-        "  why: service_vm.boot is kernel, and service_vm.kernel is not set\n"
-        "  do:  set service_vm.kernel, or choose an image by `fmctl service-vm upgrade IMAGE`\n"
+        "fmctl: no image is in use\n  why: none was chosen in the store yet\n  do:  name one with --image\n"
     )
+
+
+def test_an_image_that_is_not_in_use_yet_can_be_looked_at(tmp_path: Path) -> None:
+    folder = images.write(tmp_path / "580.95.05-1", images.files())
+    done = run("service-vm", "render", "--simulate", "hgx-h100-8", "--image", str(folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"<kernel>{folder}/vmlinuz</kernel>" in done.stdout
+    assert Domain.from_xml(done.stdout).image == str(folder)
+
+
+def test_the_platform_of_the_settings_is_that_of_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sysfs_tree.write(SimulatedBus(platforms.read(LAB)), tmp_path / "sys")
+    (tmp_path / "fmctld.yaml").write_text(f"platform: {LAB}\n")
+    monkeypatch.setitem(config.DEFAULT_FILES, DaemonSettings, tmp_path / "fmctld.yaml")
+    cli.main(["inventory", "--root", str(tmp_path), "-o", "name"], standalone_mode=False)
+    assert len(capsys.readouterr().out.splitlines()) == 7
 
 
 def test_an_operator_s_template_is_used_and_what_is_wrong_with_it_is_told(tmp_path: Path, settings: Path) -> None:
