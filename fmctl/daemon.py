@@ -35,7 +35,7 @@ from fmctl.core.rules import Rules as LeaseRules
 from fmctl.core.servicevm import Rules
 from fmctl.core.settings import DaemonSettings, ServiceVmSettings
 from fmctl.core.values import AbsolutePath
-from fmctl.host import identity
+from fmctl.host import identity, sysfsaccess
 from fmctl.host.generation import FileGeneration
 from fmctl.host.store import FileStore
 from fmctl.local import Host
@@ -185,6 +185,7 @@ class _Daemon:
         """Serve until SIGINT or SIGTERM."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._store.close)
+            stack.callback(sysfsaccess.stop)
             self._care.check()
             self._controller.reconciler.meet_vms()
             if self._hypervisor:

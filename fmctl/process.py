@@ -7,6 +7,7 @@ lifeline, a pipe that closes when the parent dies by any means, so that nothing 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -203,6 +204,13 @@ class Helper:
             if not answered:
                 self._socket.close()
                 _abandon(self._popen)
+
+    def stop(self, grace: float = 1.0) -> None:
+        """Let it end, as one does that waits for a request; it is abandoned if it has not after `grace` seconds."""
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(grace)
+        _abandon(self._popen)
 
     def _read(self, count: int, deadline: float) -> bytes:
         """So many bytes; raises TimeoutError or another OSError."""

@@ -97,6 +97,13 @@ def test_a_helper_answers_one_request_after_the_other() -> None:
     helper.ask(b"sleep\n", HEADER, timeout=0.1)
 
 
+def test_a_helper_is_stopped_by_the_end_of_its_input() -> None:
+    helper = Helper([PYTHON, "-c", ECHO])
+    assert helper.ask(b"a\n", HEADER, timeout=20)
+    helper.stop(20)
+    assert helper.poll() == 0
+
+
 def test_a_helper_past_the_deadline_is_killed_and_reaped() -> None:
     helper = Helper([PYTHON, "-c", ECHO])
     answer = helper.ask(b"a\n", HEADER, timeout=20)

@@ -46,6 +46,13 @@ def run(path: str, *request: str, timeout: float) -> bytes:
     return content
 
 
+def stop() -> None:
+    """End the processes that wait for an access; another access starts one."""
+    with _lock:
+        while _idle:
+            _idle.pop().stop()
+
+
 def _taken() -> Helper:
     """A process that does nothing now; raises CommandFailed."""
     with _lock:

@@ -21,7 +21,7 @@ from fmctl import platforms
 from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 from fmctl.core.vfio import PARKED, VFIO_PCI, Exposure, Holder, WriteFailed, WriteOverdue
-from fmctl.host import sysfsjob
+from fmctl.host import sysfsaccess, sysfsjob
 from fmctl.host.vfiodev import VfioFiles
 from fmctl.sim.sysfs import SimulatedBus
 from tests import stuckfs, sysfs_tree
@@ -165,6 +165,16 @@ def stuck(root: Path) -> Path:
     override.unlink()
     os.mkfifo(override)
     return override
+
+
+def test_the_processes_that_wait_can_be_stopped_and_the_next_write_starts_another(root: Path) -> None:
+    files = VfioFiles(root)
+    files.override(GPU, PARKED, timeout=SOON)
+    before = set(children(os.getpid()))
+    sysfsaccess.stop()
+    assert set(children(os.getpid())) < before
+    files.override(GPU, "", timeout=SOON)
+    assert (device(root) / "driver_override").read_text().startswith("\n")
 
 
 def test_an_overdue_write_is_abandoned_within_its_deadline_and_reaped(root: Path, stuck: Path) -> None:
