@@ -231,6 +231,7 @@ class _Daemon:
     def _fabric_changed(self, state: FabricState) -> None:
         self._server.fabric_changed(state)
         self._controller.record(Kind.FABRIC, state.value)
+        self._which.rounds.wake()
         if self._service_vm is not None:
             self._service_vm.wake()
 

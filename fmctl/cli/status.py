@@ -66,13 +66,7 @@ def wait(connection: Connection, wanted: str) -> None:
     with dialled(connection) as (client, timeout):
 
         def look() -> None:
-            answer = client.status(timeout=min(timeout, _LOOK))
-            if not _is(answer, state):
-                raise FabricNotReady(
-                    f"{_who(answer)}, not {state}",
-                    why=answer.service_vm.message or answer.fabric_message,
-                    fix="wait longer with --timeout, or see `fmctl status`",
-                )
+            _refuse_unlike(client.status(timeout=min(timeout, _LOOK)), state)
 
         tenacity.retry(
             retry=tenacity.retry_if_exception_type((AgentUnreachable, FabricNotReady)),
@@ -88,6 +82,18 @@ def _is(answer: DaemonStatus, state: str) -> bool:
     if state == "ready" and answer.service_vm.state is not ServiceVmState.UNMANAGED:
         return states == (state, state)
     return state in states
+
+
+def _refuse_unlike(answer: DaemonStatus, state: str) -> None:
+    """Raise FabricNotReady unless it is so; not ready is also a host on which GPUs are still asked which they are."""
+    if not _is(answer, state):
+        raise FabricNotReady(
+            f"{_who(answer)}, not {state}",
+            why=answer.service_vm.message or answer.fabric_message,
+            fix="wait longer with --timeout, or see `fmctl status`",
+        )
+    if state == "ready" and answer.new_work.passing:
+        raise FabricNotReady("this host takes no new work yet", why=answer.new_work.refused, fix=answer.new_work.fix)
 
 
 def _who(answer: DaemonStatus) -> str:
@@ -131,7 +137,7 @@ def _plain(answer: DaemonStatus) -> dict[str, Any]:
             "degraded": answer.gate.degraded,
             "alarms": list(answer.gate.alarms),
         },
-        "new_work": {"refused": answer.new_work.refused, "fix": answer.new_work.fix},
+        "new_work": vars(answer.new_work),
     }
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from fmctl.control.reconciler import Reconciler
 from fmctl.core.answers import AgentStatus, NewWork
 from fmctl.core.book import Kind, MarkKind
-from fmctl.core.errors import FmctlError, HostCordoned, VersionMismatch
+from fmctl.core.errors import FmctlError, HostCordoned, MapPending, VersionMismatch
 from fmctl.core.ports import Store
 from fmctl.core.request import Request
 from fmctl.core.versions import required_guest_driver
@@ -56,7 +56,8 @@ class Admission:
         try:
             self.refuse_new_work()
         except FmctlError as error:
-            return NewWork(str(error).removeprefix(f"{REFUSED}: "), error.fix)
+            passing = isinstance(error, MapPending)
+            return NewWork(str(error).removeprefix(f"{REFUSED}: "), error.fix, passing)
         return NewWork()
 
     def new_work_within(self, timeout: float) -> NewWork:

@@ -186,15 +186,16 @@ class GpuMaps:
         return self.status()
 
     def _verdict(self, found: Inventory) -> Verdict:
-        boot = self._machine().boot
-        record = self._kept(self._board(found), boot)
+        board, boot = self._board(found), self._machine().boot
+        pending = self._tried != (boot, fingerprint.digest(board.plain())) and not self._observed()
+        record = self._kept(board, boot)
         if record is None:
-            return mapsource.blank(found)
+            return replace(mapsource.blank(found), is_pending=pending)
         verdict = mapsource.judge(record, found)
         if record.boot != boot and verdict.state is not MapState.CONTRADICTORY:
             why = "nothing was discovered since this host booted, or its board was changed"
             fix = "wait for it, or `fmctl gpumap discover`"
-            return replace(verdict, state=MapState.UNVERIFIED, why=why, fix=fix, fingerprint="")
+            return replace(verdict, state=MapState.UNVERIFIED, why=why, fix=fix, fingerprint="", is_pending=pending)
         return verdict
 
     def _kept(self, board: Fingerprint, boot: str) -> MapRecord | None:

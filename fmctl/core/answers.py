@@ -172,10 +172,14 @@ class GateStatus:
 
 @dataclass(frozen=True)
 class NewWork:
-    """Why this host takes no new work, and what to do about it; both empty where it takes some."""
+    """Why this host takes no new work, and what to do about it; both empty where it takes some.
+
+    It is `passing` where nobody need do anything: GPUs are still being asked which they are.
+    """
 
     refused: str = ""
     fix: str = ""
+    passing: bool = False
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,10 @@ class MapUnverified(Refused):
     reason = Reason.MAP_UNVERIFIED
 
 
+class MapPending(MapUnverified):
+    """Which GPU is which is being found out, which takes the time that GPUs need to answer."""
+
+
 class VersionMismatch(Refused):
     """Two components of different versions cannot work together."""
 

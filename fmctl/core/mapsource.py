@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from fmctl.core import fingerprint
-from fmctl.core.errors import MapUnverified
+from fmctl.core.errors import MapPending, MapUnverified
 from fmctl.core.fingerprint import Fingerprint
 from fmctl.core.gpumap import GpuMap
 from fmctl.core.inventory import Inventory
@@ -178,11 +178,14 @@ class Verdict:
     why: str
     fix: str = ""
     fingerprint: str = ""
+    is_pending: bool = False
+    """Whether GPUs are still to be asked in this boot."""
 
     def check(self) -> None:
-        """Raise MapUnverified unless it counts."""
+        """Raise MapUnverified unless it counts, which is MapPending where it may yet."""
         if self.state is not MapState.VERIFIED:
-            raise MapUnverified("the GPU map is not verified", why=self.why, fix=f"see `fmctl gpumap show`: {self.fix}")
+            kind = MapPending if self.is_pending else MapUnverified
+            raise kind("the GPU map is not verified", why=self.why, fix=f"see `fmctl gpumap show`: {self.fix}")
 
 
 def judge(record: MapRecord, found: Inventory) -> Verdict:

@@ -106,7 +106,7 @@ def status_to(status: DaemonStatus) -> fabric_controller_pb2.GetStatusResponse:
         gate=fabric_controller_pb2.GateStatus(
             hook=_HOOK_LOADS[status.gate.hook], degraded=status.gate.degraded, alarms=status.gate.alarms
         ),
-        new_work=fabric_controller_pb2.NewWork(refused=status.new_work.refused, fix=status.new_work.fix),
+        new_work=fabric_controller_pb2.NewWork(**vars(status.new_work)),
     )
     message.start_time.FromNanoseconds(int(status.started * 1e9))
     return message
@@ -138,7 +138,7 @@ def status_from(message: fabric_controller_pb2.GetStatusResponse) -> DaemonStatu
             message.gate.degraded,
             tuple(message.gate.alarms),
         ),
-        new_work=NewWork(message.new_work.refused, message.new_work.fix),
+        new_work=NewWork(message.new_work.refused, message.new_work.fix, message.new_work.passing),
     )
 
 

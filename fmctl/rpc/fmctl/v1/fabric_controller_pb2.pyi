@@ -339,18 +339,22 @@ class NewWork(_message.Message):
 
     REFUSED_FIELD_NUMBER: _builtins.int
     FIX_FIELD_NUMBER: _builtins.int
+    PASSING_FIELD_NUMBER: _builtins.int
     refused: _builtins.str
     """Why it takes none, and what to do about that; both empty where it takes some."""
     fix: _builtins.str
+    passing: _builtins.bool
+    """Whether it passes by itself: GPUs are still being asked which they are."""
     def __init__(
         self,
         *,
         refused: _builtins.str = ...,
         fix: _builtins.str = ...,
+        passing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fix", b"fix", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fix", b"fix", "passing", b"passing", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
