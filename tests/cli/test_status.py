@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -44,17 +45,33 @@ def test_the_gate_is_told(
 
 
 def test_why_nothing_is_granted_is_told_with_what_to_do(host: Host, fmctl: Fmctl) -> None:
-    assert json.loads(fmctl("status", "-o", "json").stdout)["new_work"] == {"refused": "", "fix": ""}
+    assert json.loads(fmctl("status", "-o", "json").stdout)["new_work"] == {"refused": "", "fix": "", "passing": False}
     assert not [line for line in fmctl("status").stdout.splitlines() if line.startswith(("new work", "do "))]
 
     verdict = Verdict(MapState.UNVERIFIED, GpuMap({}), "nobody has said it", "`fmctl gpumap discover`")
     host.controller.fabric.permit = verdict.check
     why, fix = "the GPU map is not verified: nobody has said it", "see `fmctl gpumap show`: `fmctl gpumap discover`"
     assert fmctl("status").stdout.endswith(f"new work   none: {why}\ndo         {fix}\n")
-    assert json.loads(fmctl("status", "-o", "json").stdout)["new_work"] == {"refused": why, "fix": fix}
+    assert json.loads(fmctl("status", "-o", "json").stdout)["new_work"] == {
+        "refused": why,
+        "fix": fix,
+        "passing": False,
+    }
     shown = fmctl("capacity").stdout
     assert "1     0\n2     0\n4     0\n8     0\n" in shown and shown.endswith(f"this host takes no new work: {why}\n")
 
     host.controller.cordon("a memory bank", actor="a person")
     told = json.loads(fmctl("status", "-o", "json").stdout)["new_work"]
-    assert told == {"refused": "it is cordoned: a memory bank", "fix": "`fmctl host uncordon`"}
+    assert told == {"refused": "it is cordoned: a memory bank", "fix": "`fmctl host uncordon`", "passing": False}
+
+
+def test_a_host_whose_gpus_are_still_asked_which_they_are_is_not_ready(host: Host, fmctl: Fmctl) -> None:
+    verdict = Verdict(MapState.UNVERIFIED, GpuMap({}), "nothing was discovered", "wait for it", is_pending=True)
+    host.controller.fabric.permit = verdict.check
+    assert json.loads(fmctl("status", "-o", "json").stdout)["new_work"]["passing"] is True
+    done = fmctl("wait", "--for", "ready", "--timeout", "0.5")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.startswith("fmctl: this host takes no new work yet\n  why: the GPU map is not verified")
+
+    host.controller.fabric.permit = replace(verdict, is_pending=False).check
+    assert fmctl("wait", "--for", "ready").returncode == 0
