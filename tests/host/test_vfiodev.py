@@ -242,11 +242,11 @@ def test_a_process_ends_though_its_write_hangs_in_the_kernel(root: Path, tmp_pat
 def test_an_interrupted_process_ends_though_its_write_did_not(root: Path, stuck: Path) -> None:
     with writer(root, 60) as process:
         assert process.stdout and process.stdout.readline() == "writing\n"
-        eventually(lambda: busy_jobs())
+        jobs = eventually(lambda: {*busy_jobs()} & {*children(process.pid)})
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=10)
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
-    eventually(lambda: not busy_jobs())
+    eventually(lambda: not jobs & {*busy_jobs()})
 
 
 def hold(root: Path, pid: int, command: str, *nodes: str) -> None:
