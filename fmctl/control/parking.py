@@ -250,8 +250,16 @@ class Parking:
         for alarm in found:
             if alarm not in self._alarms:
                 log.error("ALARM: %s", alarm.text)
-                self._commit(Entry(Kind.GPU, "" if alarm.gpu is None else str(alarm.gpu), "alarm", ACTOR, alarm.text))
+                told = Entry(Kind.GPU, "" if alarm.gpu is None else str(alarm.gpu), "alarm", ACTOR, alarm.text)
+                self._commit(told, *self._soiled(alarm))
         self._alarms = found
+
+    def _soiled(self, alarm: parking.Alarm) -> tuple[Entry, ...]:
+        """Let a GPU that no lease holds be cleaned once it is left; one that a lease holds is when that ends."""
+        book = self._store.book
+        if alarm.gpu is None or alarm.gpu in book.held or clean.aside(book, (alarm.gpu,)):
+            return ()
+        return clean.marked((alarm.gpu,), alarm.text, self._now())
 
     def _park(self, seen: _Seen, usages: tuple[Usage, ...]) -> None:
         """Park one after the other, so that no hand-over waits for all; what was decided may have passed by then."""

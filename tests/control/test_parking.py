@@ -363,6 +363,16 @@ def test_a_vm_with_a_gpu_that_is_not_its_own_raises_an_alarm_once(
     assert world.driver(5) == VFIO_PCI, "what a VM has is left to it"
 
 
+@pytest.mark.parametrize(("take", "marked"), [(_nobody_s, True), (_another_s, False), (_by_hand, True)])
+def test_a_gpu_that_somebody_had_without_a_lease_is_cleaned_before_anybody_gets_it(
+    world: Gated, take: Callable[[Gated], None], marked: object
+) -> None:
+    take(world)
+    for _ in range(2):
+        world.parking.step()
+    assert ((Kind.GPU, "5", MarkKind.CLEANING) in world.store.book.marks) == marked
+
+
 def test_no_alarm_is_raised_where_nobody_knows_which_gpu_it_is(world: Gated) -> None:
     world.start_vm("tenant", (5,))
     world.parking._map = lambda inventory: None
