@@ -21,6 +21,8 @@ MEANWHILE = (
     *("a VM starts", "FM starts fresh"),
 )
 """What happens while the memory of a GPU is looked at."""
+A_MOMENT = 0.001
+"""Seconds that any look takes: without them two marks of one reason would be one and the same."""
 
 
 class GpuRules(Machine):
@@ -36,6 +38,7 @@ class GpuRules(Machine):
             self._use_a_gpu()
 
         def memory(gpu: int, timeout: float) -> tuple[int, bytes] | None:
+            world.wait(A_MOMENT)
             self._meanwhile(meanwhile, gpu)
             if meanwhile == "it is slow":
                 world.wait(timeout)
