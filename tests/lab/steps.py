@@ -148,8 +148,8 @@ def qemu(host: Host, domain: str = SERVICE_VM) -> int:
     return int(host.run(f"cat /run/libvirt/qemu/{domain}.pid").out or 0)
 
 
-def tenant(host: Host, partition: int, *, is_up: bool = True) -> None:
-    """A tenant's VM runs with the GPUs of that partition, which is active; its guest `is_up`, or boots."""
+def tenant(host: Host, partition: int) -> None:
+    """A tenant's VM runs with the GPUs of that partition, which is active."""
     ready(host)
     leased(host, partition)
     if has_tenant(host):
@@ -157,8 +157,7 @@ def tenant(host: Host, partition: int, *, is_up: bool = True) -> None:
     gpus = gpus_of(host, partition)
     answer = create(host, *gpus)
     want(answer.status == 0, f"the tenant's VM does not start\n{answer.err}")
-    if is_up:
-        host.eventually("the tenant's guest sees its GPUs", lambda: _tenant_says(host, f"up with {len(gpus)} GPUs"), 60)
+    host.eventually("the tenant's guest sees its GPUs", lambda: _tenant_says(host, f"up with {len(gpus)} GPUs"), 60)
 
 
 def leased(host: Host, partition: int, vm: str = "") -> str:

@@ -79,7 +79,7 @@ def after_the_host_s_reboot_it_is_ready_unattended_and_leases_are_kept(host: Hos
     want([lease["partitions"] for lease in steps.leases(host)] == [[PARTITION]], f"leases: {steps.leases(host)}")
     steps.ready(host)
     host.eventually("its partition is active", lambda: steps.active(host) == [PARTITION], within=60)
-    steps.tenant(host, PARTITION, is_up=False)
+    steps.tenant(host, PARTITION)
 
 
 def _agent(host: Host) -> str:
