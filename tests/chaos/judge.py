@@ -287,7 +287,8 @@ class Judge:
 
     def _prune(self) -> None:
         """Forget what another tool activated once it is inactive."""
-        self._foreign &= self.world.active or set()
+        if self.world.active is not None:
+            self._foreign &= self.world.active
 
     def _vm(self, name: str) -> Vm:
         return Vm(uuid_of(name), name, 0, frozenset(self.world.vms[name]))
