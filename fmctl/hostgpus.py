@@ -63,7 +63,6 @@ class Which:
     ) -> None:
         """`controller` is there once this asks for it."""
         reader = MapReader(
-            host.bus,
             host.vfio(tell=log_step),
             host.registers or HostRegisters(),
             turn,

@@ -137,12 +137,13 @@ class GpuMaps:
         self._import_file(found)
         board, boot = self._board(found), self._machine().boot
         record = self._kept(board, boot)
-        this = (boot, fingerprint.digest(board.plain()))
         if self._observed():
             return
-        if self._tried != this and (record is None or record.boot != boot or self._is_incomplete(record, found)):
+        if self._is_pending(board, boot) and (
+            record is None or record.boot != boot or self._is_incomplete(record, found)
+        ):
             self._discover(found, ACTOR, TURN_TIMEOUT)
-            self._tried = this
+            self._tried = (boot, fingerprint.digest(board.plain()))
         self._take_listed(found)
 
     def discover(self, *, actor: str, timeout: float) -> MapStatus:
@@ -187,16 +188,26 @@ class GpuMaps:
 
     def _verdict(self, found: Inventory) -> Verdict:
         board, boot = self._board(found), self._machine().boot
-        pending = self._tried != (boot, fingerprint.digest(board.plain())) and not self._observed()
         record = self._kept(board, boot)
         if record is None:
-            return replace(mapsource.blank(found), is_pending=pending)
+            return replace(mapsource.blank(found), is_pending=self._is_pending(board, boot))
         verdict = mapsource.judge(record, found)
         if record.boot != boot and verdict.state is not MapState.CONTRADICTORY:
             why = "nothing was discovered since this host booted, or its board was changed"
             fix = "wait for it, or `fmctl gpumap discover`"
-            return replace(verdict, state=MapState.UNVERIFIED, why=why, fix=fix, fingerprint="", is_pending=pending)
+            return replace(
+                verdict,
+                state=MapState.UNVERIFIED,
+                why=why,
+                fix=fix,
+                fingerprint="",
+                is_pending=self._is_pending(board, boot),
+            )
         return verdict
+
+    def _is_pending(self, board: Fingerprint, boot: str) -> bool:
+        """Whether GPUs are still to be asked on this board and in this boot."""
+        return not self._observed() and self._tried != (boot, fingerprint.digest(board.plain()))
 
     def _kept(self, board: Fingerprint, boot: str) -> MapRecord | None:
         """The record, if it is of this board."""

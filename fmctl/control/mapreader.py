@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from fmctl.control.fabric import Turn
 from fmctl.control.vfio import Vfio
-from fmctl.core import admintools, fingerprint, groups, straps
+from fmctl.core import admintools, fingerprint, straps
 from fmctl.core.errors import FabricNotReady, FmctlError
 from fmctl.core.inventory import Inventory
 from fmctl.core.mapsource import SourceKind
-from fmctl.core.pci import Bdf, PciFunction
+from fmctl.core.pci import Bdf
 from fmctl.core.platform import ModuleIdMethod, StrapRules
-from fmctl.core.ports import PciBus, Registers
+from fmctl.core.ports import Registers
 from fmctl.core.straps import Unreadable
 from fmctl.core.vfio import VFIO_PCI
 
@@ -44,7 +44,6 @@ class MapReader:
 
     def __init__(
         self,
-        bus: PciBus,
         vfio: Vfio,
         registers: Registers,
         turn: Turn,
@@ -53,7 +52,6 @@ class MapReader:
         active: Callable[[], Collection[Bdf]] = tuple,
     ) -> None:
         """`active` are the GPUs of active partitions, as far as it is known which these are."""
-        self._bus = bus
         self._vfio = vfio
         self._registers = registers
         self._turn = turn
@@ -96,7 +94,7 @@ class MapReader:
         return "an active partition has it" if bdf in self._active() else ""
 
     def _pins(self, found: Inventory, rules: StrapRules | None, bdf: Bdf) -> int:
-        function = self._function(bdf)
+        function = self._vfio.function(bdf)
         if rules is None or function.driver not in ("", VFIO_PCI):
             raise Unreadable(f"GPU {bdf} is not read", why=f"its driver is {function.driver}")
         straps.refuse_unknown(rules, function)
@@ -109,24 +107,18 @@ class MapReader:
             raise
         except FmctlError as error:
             log.warning("GPU %s is read without vfio-pci: %s", bdf, error)
-        function = self._function(bdf)
+        function = self._vfio.function(bdf)
         return straps.module_id(rules, function, self._registers.read(function, probe, timeout=SETTLE_TIMEOUT))
 
     def _bound(self, found: Inventory, rules: StrapRules, bdf: Bdf) -> int:
         """What a GPU says that vfio-pci has for that long."""
         self._vfio.bind(found, [bdf])
         try:
-            function = self._function(bdf)
+            function = self._vfio.function(bdf)
             values = self._registers.read(function, straps.probe(rules), timeout=SETTLE_TIMEOUT)
         finally:
             self._vfio.park(found, [bdf])
         return straps.module_id(rules, function, values)
-
-    def _function(self, bdf: Bdf) -> PciFunction:
-        function = self._bus.function(bdf)
-        if function is None:
-            raise groups.gone(bdf)
-        return function
 
 
 def _told(tools: AdminTools, bdf: Bdf) -> int:

@@ -137,13 +137,13 @@ class Vfio:
             else:
                 devices.stop_bus_master(step.bdf, timeout=timeout)
         except WriteFailed as error:
-            self._function(step.bdf)
+            self.function(step.bdf)
             raise WriteFailed(f"{step} failed", why=str(error), fix=error.fix or _GO_ON) from error
         except WriteOverdue as error:
             raise WriteOverdue(f"{step} did not end in {timeout:g} s", why=str(error), fix=_GO_ON) from error
 
     def _verify(self, step: Step) -> None:
-        function = self._function(step.bdf)
+        function = self.function(step.bdf)
         exposure = self._devices.exposure(step.bdf, timeout=READ_TIMEOUT)
         if not step.has_worked(function, exposure):
             override = exposure.override or "none" if exposure else "unknown"
@@ -153,7 +153,7 @@ class Vfio:
                 fix=_GO_ON,
             )
 
-    def _function(self, bdf: Bdf) -> PciFunction:
+    def function(self, bdf: Bdf) -> PciFunction:
         """The function as the kernel shows it now; raises FmctlError where it is gone."""
         function = self._bus.function(bdf)
         if function is None:

@@ -88,7 +88,7 @@ class Host(World):
         vfio = Vfio(self.host.bus, self.host.devices)
         store, reconciler = self.controller.store, self.controller.reconciler
         reader = MapReader(
-            *(self.host.bus, vfio, self.host.registers, self.controller.turn),
+            *(vfio, self.host.registers, self.controller.turn),
             admin_tools=self._admin_tools,
             active=lambda: self.maps.active(),
         )

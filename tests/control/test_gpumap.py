@@ -54,7 +54,6 @@ class World:
         """Let another daemon begin with what was kept."""
         vfio = Vfio(self.host.bus, self.host.devices)
         reader = MapReader(
-            self.host.bus,
             vfio,
             self.host.registers,
             Turn(5.0),
