@@ -17,11 +17,11 @@ from fmctl.control.agent import LocalAgent
 from fmctl.control.logbuffer import LogBuffer
 from fmctl.control.monitor import Monitor
 from fmctl.core.address import UnixAddress
+from fmctl.core.agentsettings import AgentSettings
 from fmctl.core.answers import FabricState
 from fmctl.core.errors import BadRequest
 from fmctl.core.fmconfig import ConfigValues
 from fmctl.core.loglines import LogSource
-from fmctl.core.settings import AgentSettings
 from fmctl.guest.audit import AuditFile
 from fmctl.guest.fmlog import FmLog
 from fmctl.guest.fmservice import Configuration, FmService

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from fmctl import files
-from fmctl.core import schema, settings
-from fmctl.core.settings import AgentSettings, DaemonSettings
+from fmctl.core import schema
+
+if TYPE_CHECKING:
+    from fmctl.core.agentsettings import AgentSettings
+    from fmctl.core.settings import DaemonSettings
 
 T = TypeVar("T", bound="AgentSettings | DaemonSettings")
-
-DEFAULT_FILES = {DaemonSettings: Path("/etc/fmctl/fmctld.yaml"), AgentSettings: Path("/etc/fmctl/agent.yaml")}
 
 config_file = click.option(
     "--config",
@@ -27,7 +28,7 @@ config_file = click.option(
 
 def read(cls: type[T], path: Path | None) -> T:
     """The settings of a file, or of the default one, which may be missing; raises InvalidDocument."""
-    file = path or DEFAULT_FILES[cls]
+    file = path or Path(cls.FILE)
     if path is None and not file.exists():
         return cls()
     return schema.load(cls, files.read(file), str(file))
@@ -46,6 +47,9 @@ def show(program: str | None, config_file: Path | None, *, defaults: bool) -> No
     """Show every setting with its meaning, of PROGRAM or of both."""
     if config_file and (defaults or not program):
         raise click.UsageError("--config goes with a program, and not with --defaults.")
+    from fmctl.core.agentsettings import AgentSettings
+    from fmctl.core.settings import DaemonSettings
+
     chosen: list[type[AgentSettings] | type[DaemonSettings]] = []
     if program != "agent":
         chosen.append(DaemonSettings)
@@ -54,5 +58,5 @@ def show(program: str | None, config_file: Path | None, *, defaults: bool) -> No
     parts = []
     for cls in chosen:
         shown = cls() if defaults else read(cls, config_file)
-        parts.append(f"# {DEFAULT_FILES[cls]}\n\n{settings.documented(shown)}")
+        parts.append(f"# {cls.FILE}\n\n{schema.documented(shown)}")
     click.echo("\n".join(parts), nl=False)

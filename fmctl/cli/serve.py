@@ -13,7 +13,7 @@ import click
 from fmctl.cli import options
 from fmctl.cli.config import config_file, read
 from fmctl.core.address import Address
-from fmctl.core.settings import AgentSettings, DaemonSettings, LogLevel
+from fmctl.core.values import LogLevel
 
 _listen = click.option("--listen", type=options.ADDRESS, metavar="ADDRESS", help="Where to serve: unix:PATH.")
 _insecure_tcp = click.option(
@@ -62,6 +62,8 @@ def daemon(
         raise click.UsageError("--simulate-map goes with --simulate.")
     if simulate and (overrides["agent"] or overrides["platform"]):
         raise click.UsageError("--simulate brings its own --agent and --platform.")
+    from fmctl.core.settings import DaemonSettings
+
     settings = _overridden(read(DaemonSettings, config_file), overrides, log_level)
     if overrides["agent"]:
         settings = dataclasses.replace(settings, service_vm=dataclasses.replace(settings.service_vm, managed=False))
@@ -89,6 +91,8 @@ def agent(config_file: Path | None, log_level: str | None, *, insecure_tcp: bool
 
     Until SIGINT or SIGTERM.
     """
+    from fmctl.core.agentsettings import AgentSettings
+
     settings = _overridden(read(AgentSettings, config_file), overrides, log_level)
     _log("fmctl-agent", settings.log_level)
     from fmctl import agent as root

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """YAML text to frozen dataclasses, typed, with every refusal naming the file, the key and the reason; and back.
 
-`core.settings` and `core.platform` declare their documents as dataclasses; nothing else describes them. Supported
-types: str, int, float, bool, Enum, tuple[X, ...], X | None, dataclasses (generic ones too), and classes with a `parse`
-class method that takes the plain value and raises ValueError, whose way back is `plain`, or `str` where there is none.
-A dataclass may refuse its own values with ValueError.
+`core.settings`, `core.agentsettings` and `core.platform` declare their documents as dataclasses; nothing else describes
+them. Supported types: str, int, float, bool, Enum, tuple[X, ...], X | None, dataclasses (generic ones too), and classes
+with a `parse` class method that takes the plain value and raises ValueError, whose way back is `plain`, or `str` where
+there is none. A dataclass may refuse its own values with ValueError.
 """
 
 from __future__ import annotations
@@ -65,6 +65,21 @@ def plain(value: Any) -> Any:
 def dump(document: Any) -> str:
     """Plain data as YAML, keys in their order."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def documented(settings: Any, indent: str = "") -> str:
+    """The settings as YAML that reads back to the same, each under its text."""
+    lines = []
+    for field in dataclasses.fields(settings):
+        low, high = field.metadata["low"], field.metadata["high"]
+        limits = f" ({low:.12g} to {high:.12g})" if low is not None else ""
+        lines.append(f"{indent}# {field.metadata['doc']}{limits}\n")
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value) and not hasattr(value, "parse"):
+            lines.append(f"{indent}{field.name}:\n{documented(value, indent + '  ')}")
+        else:
+            lines.append(f"{indent}{dump_entry(field.name, plain(value))}\n")
+    return "".join(lines)
 
 
 def _refusal(source: str, key: str, reason: str) -> InvalidDocument:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from enum import Enum
 from pathlib import PurePosixPath
 
 
@@ -59,3 +60,12 @@ class Uuid:
 
     def __str__(self) -> str:
         return self.text
+
+
+class LogLevel(str, Enum):
+    """How much is written to standard error."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fmctl import platforms
-from fmctl.cli import config
 from fmctl.cli.main import cli
 from fmctl.core.domain import Domain
 from fmctl.core.pci import Bdf
@@ -86,7 +85,7 @@ def test_the_platform_of_the_settings_is_that_of_every_command(
 ) -> None:
     sysfs_tree.write(SimulatedBus(platforms.read(LAB)), tmp_path / "sys")
     (tmp_path / "fmctld.yaml").write_text(f"platform: {LAB}\n")
-    monkeypatch.setitem(config.DEFAULT_FILES, DaemonSettings, tmp_path / "fmctld.yaml")
+    monkeypatch.setattr(DaemonSettings, "FILE", str(tmp_path / "fmctld.yaml"))
     cli.main(["inventory", "--root", str(tmp_path), "-o", "name"], standalone_mode=False)
     assert len(capsys.readouterr().out.splitlines()) == 7
 

@@ -5,9 +5,11 @@ import dataclasses
 
 import pytest
 
-from fmctl.core import schema, settings
+from fmctl.core import schema
+from fmctl.core.agentsettings import AgentSettings
 from fmctl.core.errors import InvalidDocument
-from fmctl.core.settings import AgentSettings, DaemonSettings, LogLevel
+from fmctl.core.settings import DaemonSettings
+from fmctl.core.values import LogLevel
 
 BOTH = pytest.mark.parametrize("cls", [AgentSettings, DaemonSettings])
 
@@ -19,12 +21,12 @@ def test_an_empty_file_means_the_defaults(cls: type[AgentSettings | DaemonSettin
 
 @BOTH
 def test_what_is_shown_reads_back_to_the_same(cls: type[AgentSettings | DaemonSettings]) -> None:
-    assert schema.load(cls, settings.documented(cls()), "x.yaml") == cls()
+    assert schema.load(cls, schema.documented(cls()), "x.yaml") == cls()
 
 
 @BOTH
 def test_every_setting_is_shown_under_its_meaning(cls: type[AgentSettings | DaemonSettings]) -> None:
-    lines = settings.documented(cls()).splitlines()
+    lines = schema.documented(cls()).splitlines()
     for field in dataclasses.fields(cls):
         (index,) = (i for i, line in enumerate(lines) if line.startswith(f"{field.name}:"))
         assert lines[index - 1].startswith("# ")
