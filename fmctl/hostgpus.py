@@ -82,7 +82,8 @@ class Which:
         )
         keeper = MapKeeper(self.maps)
         self.rounds = Rounds("GPU map", keeper.look, interval=settings.poll_interval_s, patience=1.0)
-        self.gpus = Gpus(host.inventory, self.maps.known, host.vfio(tell=log_step), hypervisor)
+        vfio = host.vfio(tell=log_step)
+        self.gpus = Gpus(host.inventory, self.maps.known, vfio, hypervisor, verified=self.maps.verified)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Care:
             host.vfio(tell=log_step),
             host.devices,
             inventory=host.inventory,
-            gpu_map=self._which.maps.known,
+            gpu_map=self._which.maps.verified,
             observed=self._observed,
             service_vm=str(settings.service_vm.uuid) if keeps_service_vm else "",
             takes_from_host=keeps_service_vm,
@@ -188,7 +189,7 @@ class Care:
             self.parking,
             host.hook_files(Path(settings.run_dir.path)),
             inventory=host.inventory,
-            gpu_map=self._which.maps.known,
+            gpu_map=self._which.maps.verified,
             generation=controller.generation,
             observed=lambda: controller.reconciler.observed,
             service_vm=ServiceVmStart(

@@ -250,7 +250,8 @@ def refuse_open(settings: DaemonSettings, gpus: Collection[int]) -> None:
         host.inventory()
         file = host.map_file(settings)
         written = gpumap.parse(*file) if file else None
-        held = Gpus(host.inventory, lambda inventory: written, host.vfio(tell=lambda step: None), None).open()
+        vfio = host.vfio(tell=lambda step: None)
+        held = Gpus(host.inventory, lambda inventory: written, vfio, None, verified=lambda inventory: None).open()
         unknown = "somebody has GPUs open, and which cannot be told without root's rights and the setting gpu_map"
     except NoBoard:
         held, unknown = None, "this host has no such board, so who has its GPUs open cannot be told from here"

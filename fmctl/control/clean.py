@@ -25,7 +25,7 @@ from fmctl.control.gpus import Gpus
 from fmctl.core import clean
 from fmctl.core.book import Entry, Kind, Mark, MarkKind
 from fmctl.core.clean import HEADER, Found, Rules, Step, Verdict
-from fmctl.core.errors import FmctlError
+from fmctl.core.errors import FmctlError, MapUnverified
 from fmctl.core.inventory import Device, Inventory, Role
 from fmctl.core.pci import Bdf, PciId
 from fmctl.core.ports import FirmwareReader, PciBus, VfioDevices
@@ -146,11 +146,12 @@ class Cleaner:
         if mark is None:
             return
         try:
-            found = self._run(gpu)
+            bdf = self._address(gpu)
+            found = self._run(gpu, bdf)
             if clean.next_step(self._rules, found) is Verdict.CLEAN:
-                self._settle(gpu, mark, clean.cleaned(gpu, found))
+                self._settle(gpu, mark, bdf, clean.cleaned(gpu, found))
             else:
-                self._settle(gpu, mark, clean.quarantined(gpu, found, self._now()))
+                self._settle(gpu, mark, bdf, clean.quarantined(gpu, found, self._now()))
             self._why.pop(gpu, None)
         except FmctlError as error:
             self._again[gpu], self._why[gpu] = self._now() + PAUSE, str(error)
@@ -176,15 +177,16 @@ class Cleaner:
 
     # One cleaning.
 
-    def _run(self, gpu: int) -> Found:
-        device, found = self._device(gpu), Found()
+    def _run(self, gpu: int, bdf: Bdf) -> Found:
+        devices, found = self._inventory().devices, Found()
+        device = next((d for d in devices if d.function.bdf == bdf and d.role is Role.GPU), None)
         if device is None:
             return found.failed("its PCI function is gone")
         while isinstance(step := clean.next_step(self._rules, found), Step):
-            log.info("GPU %d at %s: %s", gpu, device.function.bdf, step.value)
+            log.info("GPU %d at %s: %s", gpu, bdf, step.value)
             found = self._take(step, gpu, device, found)
         if step is Verdict.CLEAN:
-            self._exits.cleaned(device.function.bdf)
+            self._exits.cleaned(bdf)
         return found
 
     def _take(self, step: Step, gpu: int, device: Device, found: Found) -> Found:
@@ -258,13 +260,16 @@ class Cleaner:
 
     # What is there.
 
-    def _device(self, gpu: int) -> Device | None:
-        """The GPU's function, None where it is gone; raises NotNow where nobody knows which it is, and NoBoard."""
-        (known,) = self._gpus.devices((gpu,))
-        if known.address is None:
-            raise NotNow(f"GPU {gpu} is not cleaned", why="which PCI function it is is not known", fix="set gpu_map")
-        devices = self._inventory().devices
-        return next((d for d in devices if d.function.bdf == known.address and d.role is Role.GPU), None)
+    def _address(self, gpu: int) -> Bdf:
+        """Where the GPU is; raises NotNow where no verified map says so, since another would be reset, and NoBoard."""
+        try:
+            return self._gpus.addresses()[gpu]
+        except (MapUnverified, KeyError):
+            raise NotNow(
+                f"GPU {gpu} is not cleaned",
+                why="no verified GPU map tells which PCI function it is",
+                fix="see `fmctl gpumap show`",
+            ) from None
 
     def _refuse_in_use(self, gpu: int) -> None:
         """Raise NotNow where somebody has the GPU open, or nobody can tell: a reset would hit their VM.
@@ -301,11 +306,13 @@ class Cleaner:
         busy = [p for p in listed.partitions if p.active or p.id in self._fabric.unsettled]
         return not any(gpu in partition.gpu_ids for partition in busy)
 
-    def _settle(self, gpu: int, mark: Mark, entries: Sequence[Entry]) -> None:
+    def _settle(self, gpu: int, mark: Mark, bdf: Bdf, entries: Sequence[Entry]) -> None:
         """Commit the outcome of a cleaning, unless what it began from has changed: then it begins anew."""
         with self._turn.within(TURN_TIMEOUT) as budget:
             if self._mark(gpu) != mark:
                 raise NotNow(f"GPU {gpu} is not free", why="it was marked anew while it was cleaned")
+            if self._address(gpu) != bdf:
+                raise NotNow(f"GPU {gpu} is not free", why=f"it is not at {bdf} any more, where one was cleaned")
             if not self._is_inactive(gpu, budget):
                 raise NotNow(f"GPU {gpu} is not free", why="a partition of it may have become active meanwhile")
             self._refuse_in_use(gpu)

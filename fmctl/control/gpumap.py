@@ -76,18 +76,20 @@ class GpuMaps:
         self._tried: tuple[str, str] | None = None
         self._file_seen = ""
 
-    def known(self, found: Inventory) -> GpuMap | None:
-        """The last map of this board that was verified, or as far as it is known; None where nothing is.
+    def verified(self, found: Inventory) -> GpuMap | None:
+        """The last map of this board that was verified, which a wrong import since does not change; None without one.
 
-        What a running VM holds is told by it, so that a wrong import changes nothing about that.
+        By it alone a GPU is given to a VM, or cleaned after one.
         """
+        record = self._kept(self._board(found), self._machine().boot)
+        return GpuMap(record.by_id) if record is not None and record.verified else None
+
+    def known(self, found: Inventory) -> GpuMap | None:
+        """The verified map, or else what is known; None where nothing is. What runs is told by it."""
         record = self._kept(self._board(found), self._machine().boot)
         if record is None:
             return None
-        if record.verified:
-            by_id = sorted((number, bdf) for bdf, number in record.verified.items())
-            return GpuMap(dict(by_id))
-        gpu_map = mapsource.judge(record, found).map
+        gpu_map = GpuMap(record.by_id) if record.verified else mapsource.judge(record, found).map
         return gpu_map if gpu_map.addresses else None
 
     def active(self) -> set[Bdf]:

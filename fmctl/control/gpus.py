@@ -43,21 +43,30 @@ class Gpus:
         vfio: Vfio,
         hypervisor: Hypervisor | None,
         *,
+        verified: Callable[[Inventory], GpuMap | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`inventory` raises NoBoard; `gpu_map` is None where nobody has said which GPU is which, and may raise."""
+        """`inventory` raises NoBoard; `gpu_map` is None where nobody has said which GPU is which, and may raise.
+
+        `verified` is that map where it counts, and None elsewhere.
+        """
         self._clock = clock
         self._recent: tuple[float, Inventory] | None = None
         self._inventory = inventory
         self._map = gpu_map
+        self._verified = verified
         self._vfio = vfio
         self._hypervisor = hypervisor
 
+    def addresses(self) -> Mapping[int, Bdf]:
+        """Where each GPU is by the verified map; raises MapUnverified, and NoBoard."""
+        return self._sure(self._inventory())
+
     def devices(self, physical_ids: Iterable[int]) -> tuple[GpuDevice, ...]:
-        """What a VM manager needs of these GPUs, as far as it is known; never raises."""
+        """What a VM manager needs of these GPUs, as far as the verified map tells; never raises."""
         try:
             inventory = self._board()
-            addresses = self._addresses(inventory)
+            addresses = self._sure(inventory)
         except FmctlError:
             return tuple(GpuDevice(physical_id) for physical_id in physical_ids)
         functions = {device.function.bdf: device.function for device in inventory.devices}
@@ -79,12 +88,8 @@ class Gpus:
         return {gpu: node for gpu, bdf in addresses.items() if (node := known.get(bdf)) is not None and node >= 0}
 
     def physical_ids(self, addresses: Iterable[Bdf]) -> tuple[int, ...]:
-        """Which GPUs have these addresses; raises BadRequest, and MapUnverified where no map tells."""
-        inventory = self._inventory()
-        gpu_map = self._map(inventory)
-        if gpu_map is None:
-            raise gpumap.not_set()
-        ids = {bdf: physical_id for physical_id, bdf in gpu_map.addresses.items()}
+        """Which GPUs have these addresses; raises BadRequest, MapUnverified and NoBoard."""
+        ids = {bdf: physical_id for physical_id, bdf in self.addresses().items()}
         strange = [str(bdf) for bdf in addresses if bdf not in ids]
         if strange:
             raise BadRequest(
@@ -186,6 +191,12 @@ class Gpus:
         if self._recent is None or self._clock() - self._recent[0] >= RECENT:
             self._recent = (self._clock(), self._inventory())
         return self._recent[1]
+
+    def _sure(self, inventory: Inventory) -> Mapping[int, Bdf]:
+        gpu_map = self._verified(inventory)
+        if gpu_map is None:
+            raise gpumap.not_verified()
+        return gpu_map.addresses
 
     def _addresses(self, inventory: Inventory) -> Mapping[int, Bdf]:
         gpu_map = self._map(inventory)

@@ -87,7 +87,10 @@ class Hook:
         wake: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`inventory` raises NoBoard, and `gpu_map` may raise; `observed` tells why nothing is changed on this host."""
+        """`inventory` raises NoBoard; `gpu_map` is the verified one, and may raise.
+
+        `observed` tells why nothing is changed on this host.
+        """
         self._store = store
         self._fabric = fabric
         self._leases = leases

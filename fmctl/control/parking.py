@@ -51,7 +51,7 @@ class _Seen:
     def devices(self, lease: Lease) -> tuple[Bdf, ...]:
         """The addresses of a lease's GPUs; raises MapUnverified."""
         if not set(lease.gpus) <= self.addresses.keys():
-            raise gpumap.not_set()
+            raise gpumap.not_verified()
         return tuple(self.addresses[gpu] for gpu in lease.gpus)
 
 
@@ -72,7 +72,9 @@ class Parking:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`observed` tells why nothing is changed on this host, and `service_vm` is the UUID of fmctl's own.
+        """`gpu_map` is the verified one; `service_vm` is the UUID of fmctl's own.
+
+        `observed` tells why nothing is changed on this host.
 
         Unless it `takes_from_host`, GPUs that a driver of the host has are left to it.
         """

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fmctl.control.chooser import Chooser
+from fmctl.control.discovery import NoBoard
 from fmctl.control.fabric import Budget, Fabric, Turn
 from fmctl.control.gpus import Gpus
 from fmctl.core import adopt, clean, plan
@@ -189,8 +190,10 @@ class Reconciler:
     def adopt(self, named: Mapping[str, str], *, dry_run: bool, timeout: float) -> Adoption:
         """Make leases of active partitions that no lease holds, by the VMs that have their GPUs; also while observed.
 
-        Raises FabricNotReady where libvirt does not answer, and what a list does.
+        Raises FabricNotReady where libvirt does not answer, MapUnverified, and what a list does.
         """
+        with contextlib.suppress(NoBoard):
+            self._gpus.addresses()
         vms = self._gpus.vms()
         if vms is None:
             raise FabricNotReady("nothing is adopted", why="libvirt does not tell which VM has which GPU")

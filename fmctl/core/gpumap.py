@@ -85,6 +85,13 @@ def not_set() -> MapUnverified:
     )
 
 
+def not_verified() -> MapUnverified:
+    """The error of who needs the verified map where there is none."""
+    return MapUnverified(
+        "which GPU has which physical id is not sure", why="the GPU map is not verified", fix="see `fmctl gpumap show`"
+    )
+
+
 def _physical_id(key: object) -> int:
     if type(key) is not int or not 1 <= key < 2**32:
         raise ValueError(f"{key!r} is no physical id: a whole number from 1 is wanted")

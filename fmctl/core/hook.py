@@ -86,7 +86,7 @@ def decide(asking: Asking, known: Known, rules: Rules) -> Decision:
         return _refuse(f"it names {kinds}, which only the Service VM gets", "take it out of the domain's document")
     unknown = [device.bdf for device in named if device.bdf not in known.board.gpus]
     if unknown:
-        return _refuse(f"which GPU is at {_listed(unknown)} is not known", "set gpu_map, see `fmctl inventory`")
+        return _refuse(f"no verified GPU map tells which GPU is at {_listed(unknown)}", "see `fmctl gpumap show`")
     return _with_gpus(asking.domain, {known.board.gpus[device.bdf] for device in named}, known, rules)
 
 

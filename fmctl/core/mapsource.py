@@ -107,6 +107,11 @@ class MapRecord:
     accepted: Acceptance | None = None
     verified: Mapping[Bdf, int] = field(default_factory=dict)
 
+    @property
+    def by_id(self) -> Mapping[int, Bdf]:
+        """Where each GPU is by the last map that counted."""
+        return dict(sorted((number, bdf) for bdf, number in self.verified.items()))
+
     def of(self, kind: SourceKind) -> Source | None:
         """What that source said, if it was asked."""
         return next((source for source in self.sources if source.kind is kind), None)

@@ -22,7 +22,7 @@ class Alarm:
 
 
 def alarms(usages: Iterable[Usage], gpus: Mapping[Bdf, int], book: Book, service_vm: str) -> tuple[Alarm, ...]:
-    """What is open without right, as far as it is known which GPU is which.
+    """What is open without right, as far as the verified map `gpus` tells, or no lease holds any GPU.
 
     `service_vm` is the UUID of fmctl's own Service VM, empty where it keeps none.
     """
@@ -34,7 +34,7 @@ def _alarms(
 ) -> Iterator[Alarm]:
     for usage in usages:
         gpu = gpus.get(usage.function.bdf)
-        unknown = gpu is None if usage.role is Role.GPU else not service_vm
+        unknown = gpu is None and bool(held) if usage.role is Role.GPU else not service_vm
         if unknown or not usage.is_held:
             continue
         vms = {holder.vm_uuid for holder in usage.holders or () if holder.vm_uuid}

@@ -68,7 +68,7 @@ class Host(World):
         self.was_reset: Callable[[int], object] = lambda gpu: None
         self.opens: Callable[[int], object] = lambda gpu: None
         self._found: tuple[tuple[SimulatedFunction, ...], Inventory] | None = None
-        self._known: tuple[tuple[object, ...], GpuMap | None] | None = None
+        self._told: dict[str, tuple[tuple[object, ...], GpuMap | None]] = {}
         super().__init__(board, rules, cleans=cleans)
         self.memory: Callable[[int, float], tuple[int, bytes] | None] = lambda gpu, timeout: (0, b"")
         self.found_clean: set[int] = set()
@@ -103,7 +103,7 @@ class Host(World):
         self.parking = Parking(
             *(store, vfio, self.host.devices),
             inventory=self._inventory,
-            gpu_map=self._gpu_map,
+            gpu_map=self._verified_map,
             observed=lambda: reconciler.observed or ("it was not met" if reconciler.is_unmet else ""),
             clock=self.clock,
             now=self.clock,
@@ -111,7 +111,7 @@ class Host(World):
         self.hook = Hook(
             *(store, self.controller.fabric, self.controller.leases, self.parking, MemoryHookFiles(LIBVIRTD)),
             inventory=self._inventory,
-            gpu_map=self._gpu_map,
+            gpu_map=self._verified_map,
             generation=self.controller.generation,
             observed=lambda: reconciler.observed,
             service_vm=ServiceVmStart("", lambda: ""),
@@ -134,11 +134,17 @@ class Host(World):
         return self._found[1]
 
     def _gpu_map(self, inventory: Inventory) -> GpuMap | None:
-        """What the daemon knows of the map, which is not judged again while nothing of it has changed."""
+        return self._once("known", self.maps.known, inventory)
+
+    def _verified_map(self, inventory: Inventory) -> GpuMap | None:
+        return self._once("verified", self.maps.verified, inventory)
+
+    def _once(self, what: str, tell: Callable[[Inventory], GpuMap | None], inventory: Inventory) -> GpuMap | None:
+        """What the daemon makes of the map, which is not judged again while nothing of it has changed."""
         of = inventory, self.store.book.gpu_map, self.host.machine
-        if self._known is None or not _same(of, self._known[0]):
-            self._known = of, self.maps.known(inventory)
-        return self._known[1]
+        if what not in self._told or not _same(of, self._told[what][0]):
+            self._told[what] = of, tell(inventory)
+        return self._told[what][1]
 
     def _require_map(self) -> None:
         self.maps.require()

@@ -16,5 +16,5 @@ def _no_board() -> Inventory:
 
 
 _host = SimulatedHost(platforms.load("hgx-h100-8"))
-NO_GPUS = Gpus(_no_board, lambda inventory: None, Vfio(_host.bus, _host.devices), None)
+NO_GPUS = Gpus(_no_board, lambda inventory: None, Vfio(_host.bus, _host.devices), None, verified=lambda inventory: None)
 """A host without a board, on which nobody holds anything."""

@@ -270,7 +270,11 @@ class World:
         self.store = MortalStore(self.fate)
         self.gate = CountingGate()
         vfio = Vfio(self.host.bus, self.host.devices)
-        self.gpus = Gpus(self._inventory, self._gpu_map, vfio, self.host.hypervisor, clock=self.clock)
+        self.gpus = Gpus(
+            *(self._inventory, self._gpu_map, vfio, self.host.hypervisor),
+            verified=self._verified_map,
+            clock=self.clock,
+        )
         self._seeing = self.host.devices.holders
         self.vms: dict[str, tuple[int, ...]] = {}
         self.map_is_verified = True
@@ -453,7 +457,10 @@ class World:
         return self.inventory
 
     def _gpu_map(self, inventory: Inventory) -> GpuMap | None:
-        return gpumap.in_order(inventory)
+        return GpuMap(self.address)
+
+    def _verified_map(self, inventory: Inventory) -> GpuMap | None:
+        return self._gpu_map(inventory) if self.map_is_verified else None
 
     def _board(self) -> Inventory:
         """What a look at the board shows now, which takes its time."""

@@ -69,11 +69,10 @@ def test_devices_that_forbid_new_work_are_told() -> None:
     assert nothing_is_left(world)
 
 
-def test_addresses_need_a_map() -> None:
+def test_addresses_need_a_verified_map() -> None:
     world = World()
-    address = world.address[1]
-    world.gpus._map = lambda inventory: None
-    assert refuse(world, "a", "r", addresses=(address,)) is MapUnverified
+    world.map_is_verified = False
+    assert refuse(world, "a", "r", addresses=(world.address[1],)) is MapUnverified
     assert nothing_is_left(world)
 
 

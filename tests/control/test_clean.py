@@ -316,12 +316,29 @@ def test_an_observed_host_is_left_alone() -> None:
     assert (cleaning(world), resets(world, lease)) == (set(lease.gpus), [])
 
 
-def test_gpus_that_no_map_names_are_neither_cleaned_nor_free() -> None:
+def test_gpus_that_no_verified_map_names_are_neither_cleaned_nor_free() -> None:
     world, lease = ended()
-    world.gpus._map = lambda inventory: None
+    world.map_is_verified = False
     world.clean()
     assert (cleaning(world), resets(world, lease)) == (set(lease.gpus), [])
-    assert ["which PCI function it is is not known" in why for why in world.cleaner.delayed()] == [True, True]
+    assert ["no verified GPU map tells" in why for why in world.cleaner.delayed()] == [True, True]
+    world.map_is_verified = True
+    world.settle()
+    assert (cleaning(world), resets(world, lease)) == (set(), ["bus", "bus"])
+
+
+def test_a_gpu_that_the_map_moves_during_a_cleaning_is_not_clean() -> None:
+    world, lease = ended(CHECKED)
+
+    def move(argv: Sequence[str], timeout: float) -> tuple[int, bytes]:
+        one, other = lease.gpus
+        world.address[one], world.address[other] = world.address[other], world.address[one]
+        world.command = lambda argv, timeout: (0, b"")
+        return 0, b""
+
+    world.command = move
+    world.cleaner.clean(lease.gpus[0])
+    assert cleaning(world) == set(lease.gpus)
 
 
 # Every way to fail.

@@ -225,6 +225,7 @@ def test_a_wrong_import_changes_nothing_about_who_holds_what() -> None:
     world.refusal()
     known = world.maps.known(world.inventory())
     assert known and known.addresses == world.addresses
+    assert world.maps.verified(world.inventory()) == known
     world.boot()
     world.maps.refresh()
     assert world.maps.known(world.inventory()) == known
@@ -300,6 +301,8 @@ def test_another_board_forces_discovery_and_makes_imports_count_no_more(change: 
     assert world.maps.known(world.inventory()) is None
     world.maps.refresh()
     assert "nothing but registers tells" in world.refusal().why
+    found = world.inventory()
+    assert (world.maps.known(found) is None, world.maps.verified(found)) == (False, None)
     world.bring()
     world.maps.require()
 

@@ -57,3 +57,22 @@ def test_leases_that_stand_wait_for_the_map_after_a_boot(world: World) -> None:
     world.wait(100.0)
     world.reconcile()
     assert world.active == {*lease.partitions, *pending.partitions}
+
+
+def test_nothing_that_ran_before_is_adopted(world: World) -> None:
+    world.nvfm.activate(3, timeout=5.0)
+    world.start_vm("tenant", (1, 3))
+    world.map_is_verified = False
+    with pytest.raises(MapUnverified):
+        world.controller.reconciler.adopt({"tenant": "a"}, dry_run=False, timeout=5.0)
+    assert not world.leases
+    world.map_is_verified = True
+    world.controller.reconciler.adopt({"tenant": "a"}, dry_run=False, timeout=5.0)
+    assert [lease.gpus for lease in world.leases] == [(1, 3)]
+
+
+def test_no_lease_tells_where_its_gpus_are(world: World) -> None:
+    lease = world.allocate("a", "r", count=2)
+    assert all(gpu.address for gpu in world.gpus.devices(lease.gpus))
+    world.map_is_verified = False
+    assert [gpu.address for gpu in world.gpus.devices(lease.gpus)] == [None, None]

@@ -10,9 +10,8 @@ import pytest
 
 from fmctl.control.parking import TAKE_WITHIN, Parking
 from fmctl.control.vfio import Vfio
-from fmctl.core import gpumap
 from fmctl.core.book import Entry, Kind, Mark, MarkKind, of_mark
-from fmctl.core.errors import FabricNotReady, HostCordoned, NoSuchLease, PartitionHeld, VmRunning
+from fmctl.core.errors import FabricNotReady, HostCordoned, MapUnverified, NoSuchLease, PartitionHeld, VmRunning
 from fmctl.core.inventory import Role
 from fmctl.core.lease import Lease, LeaseState
 from fmctl.core.rules import Mode
@@ -40,7 +39,7 @@ class Gated(World):
             Vfio(self.host.bus, self.host.devices),
             self.host.devices,
             inventory=self._inventory,
-            gpu_map=gpumap.in_order,
+            gpu_map=self._verified_map,
             observed=lambda: self.controller.reconciler.observed,
             service_vm=SERVICE_VM,
             takes_from_host=takes_from_host,
@@ -288,6 +287,20 @@ def test_a_gpu_that_is_set_aside_under_its_lease_is_not_prepared(world: Gated, k
     assert world.devices.kept == set()
 
 
+def test_nothing_is_prepared_by_a_map_that_is_not_verified(world: Gated) -> None:
+    lease = world.leased(1, 3)
+    world.map_is_verified = False
+    with pytest.raises(MapUnverified):
+        world.parking.prepare(lease.id, timeout=T)
+    world.map_is_verified = True
+    world.parking.prepare(lease.id, timeout=T)
+    world.map_is_verified = False
+    world.restart_daemon()
+    with pytest.raises(FabricNotReady):
+        world.parking.hand_over(lease.id)
+    assert not world.can_be_opened(1, 3)
+
+
 def test_what_the_kernel_refuses_is_raised_and_parked(world: Gated) -> None:
     lease = world.leased(1, 3)
     world.parking.step()
@@ -373,9 +386,15 @@ def test_a_gpu_that_somebody_had_without_a_lease_is_cleaned_before_anybody_gets_
     assert ((Kind.GPU, "5", MarkKind.CLEANING) in world.store.book.marks) == marked
 
 
-def test_no_alarm_is_raised_where_nobody_knows_which_gpu_it_is(world: Gated) -> None:
+def test_without_a_verified_map_only_a_host_without_leases_tells_what_is_open_without_right(world: Gated) -> None:
     world.start_vm("tenant", (5,))
-    world.parking._map = lambda inventory: None
+    world.map_is_verified = False
+    world.parking.step()
+    (alarm,) = world.parking.alarms
+    assert (str(world.address[5]) in alarm, "no lease holds it" in alarm) == (True, True)
+    world.map_is_verified = True
+    world.leased(1, 3)
+    world.map_is_verified = False
     world.parking.step()
     assert world.parking.alarms == ()
     assert world.parked == {1, 2, 3, 4, 6, 7, 8}

@@ -114,7 +114,7 @@ class Host:
 
     def start(self) -> None:
         """Let a daemon serve, over the store as it is."""
-        gpus = Gpus(self.inventory, gpumap.in_order, self.vfio, self.machine.hypervisor)
+        gpus = Gpus(self.inventory, gpumap.in_order, self.vfio, self.machine.hypervisor, verified=gpumap.in_order)
         self.controller = FabricController(
             self.agent,
             self.store,
