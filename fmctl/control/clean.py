@@ -177,7 +177,7 @@ class Cleaner:
 
     # One cleaning.
 
-    def _run(self, gpu: int, bdf: Bdf) -> Found:
+    def _run(self, gpu: int, bdf: Bdf | None) -> Found:
         devices, found = self._inventory().devices, Found()
         device = next((d for d in devices if d.function.bdf == bdf and d.role is Role.GPU), None)
         if device is None:
@@ -186,7 +186,7 @@ class Cleaner:
             log.info("GPU %d at %s: %s", gpu, bdf, step.value)
             found = self._take(step, gpu, device, found)
         if step is Verdict.CLEAN:
-            self._exits.cleaned(bdf)
+            self._exits.cleaned(device.function.bdf)
         return found
 
     def _take(self, step: Step, gpu: int, device: Device, found: Found) -> Found:
@@ -260,11 +260,14 @@ class Cleaner:
 
     # What is there.
 
-    def _address(self, gpu: int) -> Bdf:
-        """Where the GPU is; raises NotNow where no verified map says so, since another would be reset, and NoBoard."""
+    def _address(self, gpu: int) -> Bdf | None:
+        """Where the GPU is, None where it is gone: a verified map names every one that is there.
+
+        Raises NotNow where no map is verified, since another GPU would be reset, and NoBoard.
+        """
         try:
-            return self._gpus.addresses()[gpu]
-        except (MapUnverified, KeyError):
+            return self._gpus.addresses().get(gpu)
+        except MapUnverified:
             raise NotNow(
                 f"GPU {gpu} is not cleaned",
                 why="no verified GPU map tells which PCI function it is",
@@ -306,7 +309,7 @@ class Cleaner:
         busy = [p for p in listed.partitions if p.active or p.id in self._fabric.unsettled]
         return not any(gpu in partition.gpu_ids for partition in busy)
 
-    def _settle(self, gpu: int, mark: Mark, bdf: Bdf, entries: Sequence[Entry]) -> None:
+    def _settle(self, gpu: int, mark: Mark, bdf: Bdf | None, entries: Sequence[Entry]) -> None:
         """Commit the outcome of a cleaning, unless what it began from has changed: then it begins anew."""
         with self._turn.within(TURN_TIMEOUT) as budget:
             if self._mark(gpu) != mark:

@@ -327,6 +327,14 @@ def test_gpus_that_no_verified_map_names_are_neither_cleaned_nor_free() -> None:
     assert (cleaning(world), resets(world, lease)) == (set(), ["bus", "bus"])
 
 
+def test_a_gpu_that_the_verified_map_lacks_is_gone() -> None:
+    world, lease = ended()
+    lost = lease.gpus[0]
+    del world.address[lost]
+    world.clean()
+    assert (cleaning(world), [*quarantined(world)]) == (set(), [lost])
+
+
 def test_a_gpu_that_the_map_moves_during_a_cleaning_is_not_clean() -> None:
     world, lease = ended(CHECKED)
 
