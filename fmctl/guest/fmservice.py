@@ -8,8 +8,6 @@ can refuse a start does so before a Fabric Manager that runs is ended.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from fmctl.core.answers import FabricFacts, ProcessState
 from fmctl.core.errors import FmctlError
 from fmctl.core.fmconfig import ConfigValues
 from fmctl.core.template import Template
+from fmctl.guest import wholefile
 from fmctl.guest.fabricstart import FabricStart
 from fmctl.guest.kept import STOP_GRACE, KeptProcess
 from fmctl.guest.nvlink5 import Ports, SubnetManager
@@ -52,7 +51,7 @@ class Configuration:
         text = fmconfig.make(self.template(), self.values, stock)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, text)
+            wholefile.replace(self.path, text)
         except OSError as error:
             raise _unusable(self.path, error) from error
         return fmconfig.parse(text)
@@ -157,21 +156,6 @@ class FmService:
             return (self._root / "sys" / "module" / "nvidia" / "version").read_text().strip()
         except OSError:
             return ""
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file so that at any time it is whole, the old one or the new."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as stream:
-        try:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            Path(stream.name).replace(path)
-        except OSError:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
 
 
 def _unusable(path: Path, error: OSError) -> FmctlError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fmctl.core.errors import BadRequest
-from fmctl.guest import package
+from fmctl.guest import archive as archives
 from fmctl.guest.package import Package
 
 CURRENT = "c" * 64
@@ -186,7 +186,7 @@ def test_a_compressed_archive_is_refused(where: Path) -> None:
 
 
 def test_one_that_would_fill_the_memory_is_refused(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 1000)
     archive = packed({**MAIN, "fmctl/big": "x" * 1001})
     with pytest.raises(BadRequest, match="it is larger"):
         Package(where, CURRENT).put(archive, digest(archive))
