@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""agent.tar: the package fmctl of this checkout, compiled by the Python of the image's root."""
+"""agent.tar: what the agent needs of this checkout's package fmctl, compiled by the Python of the image's root."""
 
 from __future__ import annotations
 
+import ast
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmctl import process
@@ -15,21 +16,46 @@ from imagebuild.tree import Tree
 
 PYTHON = "3.11"
 _PATHS = (f"usr/bin/python{PYTHON}", f"usr/lib/python{PYTHON}", "usr/lib/x86_64-linux-gnu", "usr/lib64")
-_LEFT_OUT = (".c", ".h", ".pyi", ".proto", ".pyc", ".tmp")
-_TEMPLATES = {"vm-templates": "fmctl/vm-templates", "service-vm": "fmctl/service-vm"}
-"""Folders of the checkout whose templates lie in the package once it is installed."""
+_BEGINS = ("fmctl.__main__", "fmctl.cli.agent")
+_SIMULATES = "fmctl.cli.sim"
+_TEMPLATE = "service-vm/fabricmanager.cfg.j2"
 
 
-def sources(checkout: Path) -> Tree:
-    """The package as it is installed, with its sources."""
-    made = Tree()
-    for path in sorted((checkout / "fmctl").rglob("*")):
-        if path.is_file() and path.suffix not in _LEFT_OUT and "__pycache__" not in path.parts:
-            made.file(path.relative_to(checkout).as_posix(), path)
-    for folder, target in _TEMPLATES.items():
-        for path in sorted((checkout / folder).glob("*.j2")):
-            made.file(f"{target}/{path.name}", path)
+def sources(checkout: Path, *, simulated: bool) -> Tree:
+    """The modules that the agent imports, at its start or later, and its template, as they are installed.
+
+    Where Fabric Manager is `simulated` its modules are among them.
+    """
+    made, seen = Tree(), set[Path]()
+    waiting = [*_BEGINS, *([_SIMULATES] if simulated else ())]
+    while waiting:
+        name = waiting.pop()
+        path = _file(checkout, name)
+        if path is not None and path not in seen:
+            seen.add(path)
+            waiting += [*_imports(path), name.rpartition(".")[0]]
+    for path in sorted(seen):
+        made.file(path.relative_to(checkout).as_posix(), path)
+    made.file(f"fmctl/{_TEMPLATE}", checkout / _TEMPLATE)
     return made
+
+
+def _file(checkout: Path, module: str) -> Path | None:
+    """Where a module of fmctl lies; None for another one, and for what is none."""
+    if module.split(".")[0] != "fmctl":
+        return None
+    path = checkout / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The names in a module's imports, those inside of functions included."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def version(checkout: Path = CHECKOUT) -> str:
@@ -40,17 +66,19 @@ def version(checkout: Path = CHECKOUT) -> str:
     raise FmctlError("the agent has no version", why="fmctl/__init__.py does not say __version__")
 
 
-def make(root: Path, epoch: int, target: Path) -> None:
+def make(root: Path, epoch: int, target: Path, *, simulated: bool) -> None:
     """Write agent.tar for the root image `root`; raises FmctlError."""
     with tempfile.TemporaryDirectory(prefix="fmctl-agent-") as scratch:
-        compiled(_unpack_python(root, Path(scratch)), epoch, target)
+        compiled(_unpack_python(root, Path(scratch)), epoch, target, simulated=simulated)
 
 
-def compiled(python: Sequence[str], epoch: int, target: Path, checkout: Path = CHECKOUT) -> None:
+def compiled(
+    python: Sequence[str], epoch: int, target: Path, checkout: Path = CHECKOUT, *, simulated: bool = False
+) -> None:
     """Write agent.tar by the command that runs a Python; raises FmctlError."""
     with tempfile.TemporaryDirectory(prefix="fmctl-agent-") as scratch:
         folder = Path(scratch)
-        _write(sources(checkout), folder)
+        _write(sources(checkout, simulated=simulated), folder)
         compileall = ("-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", "-s", scratch)
         process.run([*python, *compileall, str(folder / "fmctl")], timeout=300)
         made = Tree()

@@ -54,20 +54,20 @@ def build(request: Request) -> None:
         source = repository.make(debs, scratch / "repository", dependencies=False)
         tar = scratch / "root.tar"
         root.make(source, [package.name for package in debian], stage, modules, locked.epoch, request.mode, tar)
-        made = _files(tar, locked, scratch)
+        made = _files(tar, locked, scratch, simulated=theirs is None)
         packages = {package.name: package.version for package in debian} | (theirs.packages if theirs else {})
         versions = _versions(debian) | (theirs.versions if theirs else {})
         document = manifest.document(manifest.digests(made), packages, versions, extra, simulated=theirs is None)
         _publish(made, manifest.text(document), request.output)
 
 
-def _files(tar: Path, locked: Lock, scratch: Path) -> Path:
+def _files(tar: Path, locked: Lock, scratch: Path, *, simulated: bool) -> Path:
     """The folder of the image's files, made of the root's tar."""
     made = scratch / "image"
     made.mkdir()
     root.squash(tar, locked.epoch, made / "root.squashfs", scratch)
     root.initrd(tar, root.modules("initrd"), locked.epoch, made / "initrd")
-    agent.make(made / "root.squashfs", locked.epoch, made / "agent.tar")
+    agent.make(made / "root.squashfs", locked.epoch, made / "agent.tar", simulated=simulated)
     return made
 
 
@@ -81,7 +81,7 @@ def replace_agent(image: Path, output: Path, locked: Lock) -> None:
         for name in manifest.FILES:
             if name != "agent.tar":
                 shutil.copyfile(image / name, made / name)
-        agent.make(made / "root.squashfs", locked.epoch, made / "agent.tar")
+        agent.make(made / "root.squashfs", locked.epoch, made / "agent.tar", simulated=document["simulated"])
         digest = cache.sha256(made / "agent.tar")
         _publish(made, manifest.text(manifest.with_agent(document, digest, agent.version())), output)
 

@@ -49,7 +49,7 @@ class Guest:
         )
         digest, path, *arguments = done.stdout.split()
         assert path == f"{self.agents / digest}:{self.folder / 'opt'}"
-        assert arguments == ["-m", "fmctl", "agent", "--config", str(self.folder / "agent.yaml")]
+        assert arguments == ["-S", "-m", "fmctl", "agent", "--config", str(self.folder / "agent.yaml")]
         assert (self.agents / digest / "fmctl" / "__init__.py").is_file()
         return digest
 
