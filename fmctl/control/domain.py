@@ -17,7 +17,7 @@ from fmctl.control.vfio import Vfio
 from fmctl.core import servicevm
 from fmctl.core.domain import Domain
 from fmctl.core.domain_xml import Rendered
-from fmctl.core.errors import AgentUnreachable, FmctlError, HostCordoned, OutcomeUnknown
+from fmctl.core.errors import AgentUnreachable, FmctlError, HostCordoned, HypervisorUnreachable, OutcomeUnknown
 from fmctl.core.image import Image
 from fmctl.core.inventory import Fault, Inventory, Role
 from fmctl.core.pci import Bdf
@@ -28,7 +28,9 @@ from fmctl.core.settings import ServiceVmSettings
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 5.0
-"""Seconds that libvirt or the agent have to answer a question."""
+"""Seconds that the agent has to answer a question."""
+LIST_TIMEOUT = 15.0
+"""Seconds that libvirt has to list its domains: it may wait for one that it changes just then."""
 END_TIMEOUT = 45.0
 """Seconds that libvirt has to end the domain: it waits ten for QEMU, and two for each hostdev."""
 CREATE_TIMEOUT = 60.0
@@ -88,7 +90,7 @@ class OwnDomain:
 
     def domains(self) -> tuple[Domain, ...]:
         """Every domain of the host; raises HypervisorUnreachable."""
-        return self._world.hypervisor.domains(timeout=CALL_TIMEOUT)
+        return self._world.hypervisor.domains(timeout=LIST_TIMEOUT)
 
     def among(self, domains: Sequence[Domain]) -> Domain | None:
         """Our own of these; None where it does not run."""
@@ -188,8 +190,12 @@ class OwnDomain:
                 with contextlib.suppress(OutcomeUnknown):
                     end(self.uuid, timeout=max(0.1, min(END_TIMEOUT, left)))
                 asked = time.monotonic()
-            if self.among(self.domains()) is None:
-                return
+            try:
+                if self.among(self.domains()) is None:
+                    return
+            except HypervisorUnreachable:
+                if left <= 0:
+                    raise
             if left <= 0:
                 raise FmctlError(
                     "the Service VM does not end",

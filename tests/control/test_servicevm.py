@@ -12,7 +12,7 @@ from fmctl.control import domain
 from fmctl.control.servicevm import ServiceVm
 from fmctl.control.vfio import Vfio
 from fmctl.core.answers import ServiceVmState, StartMode
-from fmctl.core.errors import AgentUnreachable, FmctlError, VmRunning
+from fmctl.core.errors import AgentUnreachable, FmctlError, HypervisorUnreachable, VmRunning
 from fmctl.core.inventory import Role
 from fmctl.core.servicevm import Rules
 from fmctl.core.settings import Restart
@@ -178,6 +178,31 @@ def test_a_guest_that_does_not_shut_down_in_time_is_told_of(host: Host) -> None:
     assert "service-vm destroy" in overdue.value.fix
     host.operator.destroy(interrupt_tenants=False, timeout=5)
     assert host.domain() is None
+
+
+def test_libvirt_may_be_away_for_a_while_as_the_guest_shuts_down(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain, "ASK_AGAIN", 1.0)
+    host.ready()
+    host.hypervisor.ignore_shutdown = True
+
+    def be_away() -> None:
+        host.hypervisor.disconnect()
+        host.hypervisor.ignore_shutdown = False
+
+    timers = threading.Timer(0.1, be_away), threading.Timer(0.6, host.hypervisor.reconnect)
+    for timer in timers:
+        timer.start()
+    host.operator.stop(interrupt_tenants=False, timeout=10)
+    assert host.domain() is None
+
+
+def test_libvirt_that_stays_away_is_told_of(host: Host) -> None:
+    host.ready()
+    host.hypervisor.ignore_shutdown = True
+    away = threading.Timer(0.1, host.hypervisor.disconnect)
+    away.start()
+    with pytest.raises(HypervisorUnreachable):
+        host.operator.stop(interrupt_tenants=False, timeout=0.5)
 
 
 def test_a_guest_that_does_not_see_its_power_button_yet_has_it_pressed_again(
