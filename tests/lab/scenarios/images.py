@@ -46,16 +46,6 @@ def another_image_is_not_taken_under_a_tenant(host: Host) -> None:
 
 
 @scenario(Variant.GROUPS)
-def an_image_that_does_not_boot_is_not_kept(host: Host) -> None:
-    steps.ready(host)
-    before = steps.image(host)
-    refused = steps.upgrade(host, guests.BROKEN, status=1)
-    want(steps.LOST in refused, refused)
-    steps.ready(host)
-    want(steps.image(host) == before, f"the image in use is {steps.image(host)}")
-
-
-@scenario(Variant.GROUPS)
 def another_image_is_taken(host: Host) -> None:
     steps.ready(host)
     before = steps.generation(host)

@@ -40,6 +40,16 @@ def its_domain_is_transient_and_confined(host: Host) -> None:
 
 
 @scenario(Variant.SHARED)
+def an_image_that_does_not_boot_is_not_kept(host: Host) -> None:
+    steps.ready(host)
+    before = steps.image(host)
+    refused = steps.upgrade(host, guests.BROKEN, status=1)
+    want(steps.LOST in refused, refused)
+    steps.ready(host)
+    want(steps.image(host) == before, f"the image in use is {steps.image(host)}")
+
+
+@scenario(Variant.SHARED)
 def it_is_stopped_and_does_not_start_from_a_tampered_image(host: Host) -> None:
     steps.ready(host)
     steps.stopped(host)

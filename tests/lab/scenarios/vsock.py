@@ -8,7 +8,7 @@ from tests.lab.machine import Variant
 from tests.lab.scenario import scenario
 
 
-@scenario(Variant.GROUPS)
+@scenario(Variant.FOREIGN)
 def the_relay_works_over_vsock_loopback(host: Host) -> None:
     host.sh("modprobe vsock_loopback")
     host.sh(
