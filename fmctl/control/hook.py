@@ -54,6 +54,9 @@ class Readiness(Protocol):
     def hand_over(self, lease_id: str) -> object:
         """Let its VM open them, now; raises FmctlError."""
 
+    def take_back(self, lease_id: str) -> object:
+        """Its VM has ended, or did not start: let nobody open them any more; never raises."""
+
 
 @dataclass(frozen=True)
 class ServiceVmStart:
@@ -216,6 +219,9 @@ class Hook:
             with self._lock:
                 self._began.pop(asking.domain.uuid, None)
                 self._ended.add(asking.domain.uuid)
+            for lease in tuple(self._store.book.leases.values()):
+                if lease.vm_uuid == asking.domain.uuid:
+                    self._readiness.take_back(lease.id)
         self._wake()
 
     def _end_leases(self) -> None:

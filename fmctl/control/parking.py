@@ -149,6 +149,11 @@ class Parking:
             self._devices.give_up(self._groups(lease))
             return lease
 
+    def take_back(self, lease_id: str) -> None:
+        """Wait no longer for who was to open the GPUs of a lease: its VM has ended; never raises."""
+        if self._handed.pop(lease_id, None) is not None:
+            log.info("the VM of lease %s ended before it was seen to have its GPUs", lease_id)
+
     def step(self) -> None:
         """Look at who has what open, raise alarms, and park what nobody may have; never raises."""
         if self._observed():

@@ -14,6 +14,7 @@ class Readiness:
     def __init__(self) -> None:
         self.prepared: set[str] = set()
         self.handed_over: list[str] = []
+        self.taken_back: list[str] = []
         self.failure: FmctlError | None = None
         self.takes = 0.0
 
@@ -29,3 +30,6 @@ class Readiness:
 
     def hand_over(self, lease_id: str) -> None:
         self.handed_over.append(lease_id)
+
+    def take_back(self, lease_id: str) -> None:
+        self.taken_back.append(lease_id)

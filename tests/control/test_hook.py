@@ -112,6 +112,17 @@ def test_its_lease_stays_whatever_ends_the_vm() -> None:
         assert world.lease(lease.id).state is LeaseState.ACTIVE
 
 
+def test_the_end_of_its_vm_is_the_end_of_a_hand_over_and_that_of_another_is_not() -> None:
+    world = Gated()
+    lease = world.allocate("a", "r", gpu_ids=(1, 3), vm_uuid=VM)
+    world.allocate("b", "r", gpu_ids=(2, 4), vm_uuid=uuid_of("another"))
+    assert world.starts(1, 3)
+    world.tells("stopped", 1, 3)
+    assert world.readiness.taken_back == []
+    world.tells("release", 1, 3)
+    assert world.readiness.taken_back == [lease.id]
+
+
 def test_preparing_may_fail_and_then_it_does_not_start() -> None:
     world = Gated()
     world.allocate("a", "r", gpu_ids=(1, 3), vm_uuid=VM)

@@ -199,6 +199,19 @@ def test_what_no_vm_takes_is_parked_again(world: Gated) -> None:
     assert "not taken" in world.what()
 
 
+def test_what_is_taken_back_is_parked_at_once(world: Gated) -> None:
+    lease = world.leased(1, 3)
+    world.parking.prepare(lease.id, timeout=T)
+    world.parking.hand_over(lease.id)
+    world.parking.step()
+    assert world.can_be_opened(1, 3)
+    world.parking.take_back(lease.id)
+    world.parking.take_back(lease.id)
+    world.parking.step()
+    assert world.parked == set(range(1, 9))
+    assert world.parking.ready == frozenset()
+
+
 def test_what_is_prepared_again_after_a_hand_over_is_kept_again(world: Gated) -> None:
     lease = world.leased(1, 3)
     world.parking.prepare(lease.id, timeout=T)

@@ -116,6 +116,6 @@ class Host:
 
     def evidence(self) -> str:
         """What to read after a failure: the journal since the scenario began, and what the VMs and QEMU wrote."""
-        journal = f"journalctl --no-pager --since @{self._began:.0f} --lines 80"
+        journal = f"journalctl --no-pager --since @{self._began:.0f} | tail --lines 80"
         logs = "tail --lines 25 /var/log/libvirt/qemu/*.log"
         return self._channel.run(f"{journal}; {logs} | cut --characters 1-300", 30).out
