@@ -24,7 +24,7 @@ CONSOLE = "/var/log/libvirt/qemu/bare-console.log"
 DOMAIN = f"""\
 <domain type='kvm'>
   <name>{BARE}</name>
-  <memory unit='MiB'>512</memory>
+  <memory unit='MiB'>384</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>

@@ -19,7 +19,7 @@ import click
 
 from fmctl import process
 from fmctl.process import CommandFailed
-from tests.lab import initrd
+from tests.lab import initrd, kernel
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -53,8 +53,8 @@ class Images:
 
     @property
     def kernel(self) -> Path:
-        """The kernel of the emulated host and of the VMs in it."""
-        return self.folder / "vmlinuz"
+        """The kernel of the emulated host and of its tenants' VMs, unpacked."""
+        return self.folder / "vmlinux"
 
     @property
     def initrd(self) -> Path:
@@ -97,7 +97,7 @@ def recipe_hash() -> str:
 
 
 def _ingredients() -> Iterator[Path]:
-    yield from (Path(__file__), Path(initrd.__file__), ROOT / "tools" / "constraints.txt")
+    yield from (Path(__file__), Path(initrd.__file__), Path(kernel.__file__), ROOT / "tools" / "constraints.txt")
     for folder in (*(HERE / name for name in ("hostvm", "servicevm", "tenantvm", "barevm")), ROOT / "service-vm"):
         yield from sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     yield from (HERE / "lab.yaml", *sorted((ROOT / "fmctl/sim").glob("*.[ch]")))
@@ -136,7 +136,7 @@ def _build(scratch: Path) -> None:
     _service_vm(images.service_vm, scratch)
     initrd.busybox(root, HERE / "tenantvm", images.tenant_vm)
     initrd.busybox(root, HERE / "barevm", images.bare)
-    shutil.copyfile(root / "boot" / f"vmlinuz-{version}", images.kernel)
+    kernel.unpack(root / "boot" / f"vmlinuz-{version}", images.kernel)
     shutil.copyfile(root / "boot" / f"initrd.img-{version}", images.initrd)
     process.run(["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(images.root), "3G"], timeout=300)
 

@@ -23,7 +23,7 @@ PARTITION = 1
 def a_tenant_s_vm_starts_with_two_gpus(host: Host) -> None:
     steps.ready(host)
     with steps.resets(host):
-        steps.tenant(host, PARTITION)
+        steps.tenant(host, PARTITION, confined=True)
 
 
 @scenario(Variant.GROUPS)

@@ -56,7 +56,7 @@ def a_vm_starts_with_its_lease_s_gpus_alone(host: Host) -> None:
         host.eventually("it has ended", lambda: not steps.has_tenant(host), within=60)
         steps.parked(host)
         want(_lease(host, lease) == "active", f"after {end} the lease is {_lease(host, lease)}")
-        steps.tenant(host, PAIR)
+        steps.tenant(host, PAIR, up=False)
     _hard_reboot(host, steps.document(host, *pair))
     want(_lease(host, lease) == "active", f"after a hard reboot the lease is {_lease(host, lease)}")
     want(host.ask("status")["gate"]["alarms"] == [], "there are alarms")
