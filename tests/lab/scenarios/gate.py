@@ -47,19 +47,14 @@ def a_vm_starts_with_its_lease_s_gpus_alone(host: Host) -> None:
     steps.tenant(host, PAIR)
     steps.parked(host, *pair)
     # QEMU notices only after a while that somebody has its terminal open, which becomes that of no shell below another.
-    ends = {
-        "its shutdown": f"(exec 3<>$(virsh ttyconsole {TENANT}); sleep 2; echo off >&3; sleep 2); true",
-        "its crash": f"kill -9 $(cat /run/libvirt/qemu/{TENANT}.pid)",
-    }
-    for end, command in ends.items():
-        host.sh(command)
-        host.eventually("it has ended", lambda: not steps.has_tenant(host), within=60)
-        steps.parked(host)
-        want(_lease(host, lease) == "active", f"after {end} the lease is {_lease(host, lease)}")
-        steps.tenant(host, PAIR, up=False)
+    _ends(host, f"(exec 3<>$(virsh ttyconsole {TENANT}); sleep 2; echo off >&3; sleep 2); true")
+    want(_lease(host, lease) == "active", f"after its shutdown the lease is {_lease(host, lease)}")
+    steps.tenant(host, PAIR, up=False)
     _hard_reboot(host, steps.document(host, *pair))
     want(_lease(host, lease) == "active", f"after a hard reboot the lease is {_lease(host, lease)}")
     want(host.ask("status")["gate"]["alarms"] == [], "there are alarms")
+    _ends(host, f"kill -9 $(cat /run/libvirt/qemu/{TENANT}.pid)")
+    want(_lease(host, lease) == "active", f"after its crash the lease is {_lease(host, lease)}")
     steps.no_tenant(host)
     _refused(host, *pair)
 
@@ -140,6 +135,13 @@ def a_hook_that_takes_ten_seconds_does_not_hold_up_the_daemon(host: Host) -> Non
     finally:
         host.sh(f"cp /tmp/hook.kept {HOOK} && chmod 755 {HOOK}")
     want(steps.unit_pid(host, "fmctld") == daemon, "the daemon is another one")
+
+
+def _ends(host: Host, command: str) -> None:
+    """The tenant's VM ends by that command, and its GPUs are parked."""
+    host.sh(command)
+    host.eventually("it has ended", lambda: not steps.has_tenant(host), within=60)
+    steps.parked(host)
 
 
 def _hard_reboot(host: Host, document: str) -> None:
