@@ -51,44 +51,11 @@ def the_agent_is_killed(host: Host) -> None:
 
 
 @scenario(Variant.GROUPS)
-def fabric_manager_is_killed(host: Host) -> None:
-    with _under_a_tenant(host), steps.mid_activation(host):
-        old = steps.fabric_manager(host)
-        steps.guest(host, f"kill -9 {old}")
-        host.eventually("the agent starts it again", lambda: steps.fabric_manager(host) not in (0, old), within=90)
-
-
-@scenario(Variant.GROUPS)
 def the_service_vm_is_not_ended_under_a_tenant(host: Host) -> None:
     with _under_a_tenant(host):
         for command in ("stop", "destroy"):
             refused = host.fmctl("service-vm", command, status=4)
             want(steps.TENANT in refused, refused)
-
-
-@scenario(Variant.GROUPS)
-def the_service_vm_is_killed(host: Host) -> None:
-    steps.tenant(host, PARTITION)
-    before = steps.generation(host)
-    with steps.resets(host, starts=1, ends=1), steps.mid_activation(host):
-        old = steps.qemu(host)
-        host.sh(f"kill -9 {old}")
-        host.eventually("the daemon starts it again", lambda: steps.qemu(host) not in (0, old), within=90)
-        steps.ready(host)
-    want(steps.has_tenant(host), "the tenant's VM is gone")
-    want(steps.generation(host) > before, "the fabric generation was not raised")
-
-
-@scenario(Variant.GROUPS)
-def its_guest_reboots(host: Host) -> None:
-    steps.tenant(host, PARTITION)
-    before = steps.generation(host)
-    old = steps.qemu(host)
-    steps.guest(host, "(/usr/bin/busybox sleep 1; echo b >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
-    host.eventually("the daemon starts another life of it", lambda: steps.qemu(host) not in (0, old), within=90)
-    steps.ready(host)
-    want(steps.has_tenant(host), "the tenant's VM is gone")
-    want(steps.generation(host) > before, "the fabric generation was not raised")
 
 
 @scenario(Variant.GROUPS)
@@ -113,6 +80,39 @@ def a_daemon_that_is_stuck_is_killed_and_started_again(host: Host) -> None:
         host.eventually("systemd starts it again", lambda: steps.unit_pid(host, "fmctld") not in (0, old), within=120)
         host.sh("journalctl --unit fmctld --boot | grep --quiet 'Watchdog timeout'")
     host.sh(f"rm -r {folder} && systemctl daemon-reload && systemctl restart fmctld")
+
+
+@scenario(Variant.GROUPS)
+def fabric_manager_is_killed(host: Host) -> None:
+    with _under_a_tenant(host), steps.mid_activation(host):
+        old = steps.fabric_manager(host)
+        steps.guest(host, f"kill -9 {old}")
+        host.eventually("the agent starts it again", lambda: steps.fabric_manager(host) not in (0, old), within=90)
+
+
+@scenario(Variant.GROUPS)
+def its_guest_reboots(host: Host) -> None:
+    steps.tenant(host, PARTITION)
+    before = steps.generation(host)
+    old = steps.qemu(host)
+    steps.guest(host, "(/usr/bin/busybox sleep 1; echo b >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
+    host.eventually("the daemon starts another life of it", lambda: steps.qemu(host) not in (0, old), within=90)
+    steps.ready(host)
+    want(steps.has_tenant(host), "the tenant's VM is gone")
+    want(steps.generation(host) > before, "the fabric generation was not raised")
+
+
+@scenario(Variant.GROUPS)
+def the_service_vm_is_killed(host: Host) -> None:
+    steps.tenant(host, PARTITION)
+    before = steps.generation(host)
+    with steps.resets(host, starts=1, ends=1), steps.mid_activation(host):
+        old = steps.qemu(host)
+        host.sh(f"kill -9 {old}")
+        host.eventually("the daemon starts it again", lambda: steps.qemu(host) not in (0, old), within=90)
+        steps.ready(host)
+    want(steps.has_tenant(host), "the tenant's VM is gone")
+    want(steps.generation(host) > before, "the fabric generation was not raised")
 
 
 @contextlib.contextmanager
