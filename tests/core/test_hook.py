@@ -104,7 +104,7 @@ def test_a_gpu_that_is_set_aside_is_refused(mark: MarkKind) -> None:
 
 def test_which_gpu_it_is_must_be_known() -> None:
     seen = replace(known(LEASE), board=replace(BOARD, gpus={GPUS[1]: 1}))
-    assert "not known" in asked(domain(GPUS[1], GPUS[3]), seen).why
+    assert "no verified GPU map tells" in asked(domain(GPUS[1], GPUS[3]), seen).why
 
 
 def test_a_lease_is_made_at_the_start_where_a_setting_says_so_and_nobody_holds_the_gpus() -> None:
