@@ -83,14 +83,19 @@ class Host:
         return json.loads(self.fmctl(*arguments, "--output", "json", timeout=timeout))
 
     def eventually(self, what: str, condition: Callable[[], T], within: float) -> T:
-        """What `condition` returns once it is true; fails when `within` seconds pass first."""
+        """What `condition` returns once it is true; fails when `within` seconds pass first.
+
+        To look takes the one processor from what is waited for, so that is left most of it.
+        """
         deadline = time.monotonic() + within
         while True:
+            began = time.monotonic()
             value = condition()
             if value:
                 return value
-            want(time.monotonic() < deadline, f"not within {within:g} s: {what}")
-            time.sleep(0.2)
+            now = time.monotonic()
+            want(now < deadline, f"not within {within:g} s: {what}")
+            time.sleep(max(0.2, 2 * (now - began)))
 
     def reboot(self, within: float) -> None:
         """Let the emulated host boot again; raises HostDead."""
