@@ -81,15 +81,15 @@ class GpuMaps:
 
         By it alone a GPU is given to a VM, or cleaned after one.
         """
-        record = self._kept(self._board(found), self._machine().boot)
-        return GpuMap(record.by_id) if record is not None and record.verified else None
+        record = self._record(found)
+        return record.counted if record else None
 
     def known(self, found: Inventory) -> GpuMap | None:
         """The verified map, or else what is known; None where nothing is. What runs is told by it."""
-        record = self._kept(self._board(found), self._machine().boot)
+        record = self._record(found)
         if record is None:
             return None
-        gpu_map = GpuMap(record.by_id) if record.verified else mapsource.judge(record, found).map
+        gpu_map = record.counted or mapsource.judge(record, found).map
         return gpu_map if gpu_map.addresses else None
 
     def active(self) -> set[Bdf]:
@@ -210,6 +210,10 @@ class GpuMaps:
     def _is_pending(self, board: Fingerprint, boot: str) -> bool:
         """Whether GPUs are still to be asked on this board and in this boot."""
         return not self._observed() and self._tried != (boot, fingerprint.digest(board.plain()))
+
+    def _record(self, found: Inventory) -> MapRecord | None:
+        """The record, if it is of the board that is there now."""
+        return self._kept(self._board(found), self._machine().boot)
 
     def _kept(self, board: Fingerprint, boot: str) -> MapRecord | None:
         """The record, if it is of this board."""

@@ -108,9 +108,10 @@ class MapRecord:
     verified: Mapping[Bdf, int] = field(default_factory=dict)
 
     @property
-    def by_id(self) -> Mapping[int, Bdf]:
-        """Where each GPU is by the last map that counted."""
-        return dict(sorted((number, bdf) for bdf, number in self.verified.items()))
+    def counted(self) -> GpuMap | None:
+        """The last map of this board that counted; None where none has."""
+        by_id = sorted((number, bdf) for bdf, number in self.verified.items())
+        return GpuMap(dict(by_id)) if by_id else None
 
     def of(self, kind: SourceKind) -> Source | None:
         """What that source said, if it was asked."""
