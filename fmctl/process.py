@@ -23,8 +23,6 @@ from fmctl.core.errors import FmctlError
 
 LIFELINE = "FMCTL_LIFELINE_FD"
 """Environment variable by which a child learns its end of the lifeline."""
-_SIGNALS_EVERY = 1.0
-"""Seconds after which a wait lets Python's handlers of signals run: one that comes just before it does not end it."""
 
 
 class CommandFailed(FmctlError):
@@ -218,14 +216,8 @@ class Helper:
         """So many bytes; raises TimeoutError or another OSError."""
         found = b""
         while len(found) < count:
-            left = deadline - time.monotonic()
-            self._socket.settimeout(max(0.001, min(left, _SIGNALS_EVERY)))
-            try:
-                chunk = self._socket.recv(count - len(found))
-            except TimeoutError:
-                if left <= _SIGNALS_EVERY:
-                    raise
-                continue
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            chunk = self._socket.recv(count - len(found))
             if not chunk:
                 raise ConnectionResetError("it has ended")
             found += chunk
