@@ -200,12 +200,14 @@ def test_a_process_that_somebody_kills_is_not_taken_for_the_kernel_s_answer(root
 
 
 WRITER = """
+import signal
 import sys
 from pathlib import Path
 from fmctl.core.errors import FmctlError
 from fmctl.core.pci import Bdf
 from fmctl.host import sysfsjob
 from fmctl.host.vfiodev import VfioFiles
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 print("writing", flush=True)
 try:
     VfioFiles(Path(sys.argv[1])).override(Bdf.parse(sys.argv[2]), "x", timeout=float(sys.argv[3]))
