@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fmctl import platforms
-from fmctl.core.pci import Bdf, FunctionState
+from fmctl.core.pci import Bdf, FunctionState, PciId
 from fmctl.host.sysfs import Sysfs
 from fmctl.sim.sysfs import SimulatedBus
 from tests import sysfs_tree
@@ -57,6 +58,32 @@ def test_a_link_of_unknown_speed_is_no_link(tree: Path) -> None:
     (sysfs_tree.folder(tree, GPU) / "current_link_speed").write_text("Unknown speed\n")
     state = Sysfs(tree).state(GPU)
     assert state is not None and state.link is None
+
+
+def test_a_driver_and_a_group_are_read_anew_at_each_look(tree: Path) -> None:
+    sysfs, folder = Sysfs(tree), sysfs_tree.folder(tree, GPU)
+    before = sysfs.function(GPU)
+    assert before is not None and before.driver == ""
+    (folder / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
+    (folder / "iommu_group").unlink()
+    (folder / "iommu_group").symlink_to("../../../kernel/iommu_groups/77")
+    assert sysfs.function(GPU) == replace(before, driver="vfio-pci", iommu_group=77)
+    (folder / "driver").unlink()
+    assert GPU in {function.bdf for function in sysfs.functions() if not function.driver}
+
+
+def test_another_function_at_an_address_is_told_from_the_one_before(tree: Path) -> None:
+    sysfs, folder = Sysfs(tree), sysfs_tree.folder(tree, GPU).resolve()
+    (before,) = (function for function in sysfs.functions() if function.bdf == GPU)
+    put = folder.with_name("put")
+    shutil.copytree(folder, put, symlinks=True)
+    (put / "device").write_text("0x22a3\n")
+    shutil.rmtree(folder)
+    put.rename(folder)
+    assert sysfs.function(GPU) == replace(before, id=PciId(0x10DE, 0x22A3))
+    shutil.rmtree(folder)
+    assert sysfs.function(GPU) is None
+    assert GPU not in {function.bdf for function in sysfs.functions()}
 
 
 def test_the_functions_of_this_machine_can_be_read() -> None:
