@@ -132,7 +132,7 @@ _PASSING = (FabricState.INITIALISING, FabricState.AWAITING_ACTIVE_LIST)
 _AGENT_FIX = "see `fmctl service-vm console`, and that the Service VM and the agent in it run"
 _VERSIONS_FIX = "`fmctl service-vm upgrade` to an image in which they are the same"
 _SERVICE_VM_FIXES = {
-    ServiceVmState.ABSENT: "`fmctl service-vm start`",
+    ServiceVmState.ABSENT: "`fmctl service-vm start`, once an image is chosen",
     ServiceVmState.STARTING: "wait, and see `fmctl service-vm console`",
     ServiceVmState.BOOTING: "wait, and see `fmctl service-vm console`",
     ServiceVmState.AGENT_UP: _LOGS,

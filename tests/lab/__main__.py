@@ -15,7 +15,8 @@ import click
 
 from fmctl.core.errors import FmctlError
 from tests.lab import bench, images, machine, payload, runner, scenarios
-from tests.lab.host import Host
+from tests.lab.channel import HostDead
+from tests.lab.host import Failed, Host
 from tests.lab.machine import Disks, Variant
 
 BENCH_LIMIT = 1200.0
@@ -85,10 +86,10 @@ def _disks() -> Iterator[tuple[Disks, Path]]:
 
 
 def main() -> None:
-    """Run the command line; an error of fmctl's is told as fmctl tells it."""
+    """Run the command line; an error is told as fmctl tells its own."""
     try:
         lab(prog_name="python -m tests.lab")
-    except FmctlError as error:
+    except (FmctlError, HostDead, Failed) as error:
         sys.exit(f"lab: {error}")
 
 
