@@ -14,7 +14,7 @@ from fmctl.core.errors import BadRequest, FmctlError
 from imagebuild import RECIPE, image, lock, update
 from imagebuild.cache import StaleLock
 
-FAILURE, USAGE, STALE = 1, 2, 3
+FAILURE, USAGE, STALE, INTERRUPTED = 1, 2, 3, 130
 LOCK = RECIPE / "lock"
 TOOLS = ("mmdebstrap", "sqfstar", "unsquashfs", "dpkg-deb", "apt-get")
 
@@ -111,4 +111,6 @@ def _run(name: str, action: Callable[[], object]) -> int:
         lines += [f"  do:  {error.fix}"] if error.fix else []
         sys.stderr.write("\n".join(lines) + "\n")
         return STALE if isinstance(error, StaleLock) else USAGE if isinstance(error, BadRequest) else FAILURE
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0

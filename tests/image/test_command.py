@@ -15,7 +15,7 @@ from imagebuild import RECIPE
 
 def build(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(RECIPE / "build"), *map(str, arguments)],
+        ["/usr/bin/env", "--default-signal=INT", sys.executable, str(RECIPE / "build"), *map(str, arguments)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -95,6 +95,19 @@ def test_what_cannot_be_had_makes_the_lock_stale(tmp_path: Path, tools: str) -> 
     assert "the lock is stale: nosuchpackage 1.0-1" in done.stderr
     assert "service-vm/update-lock" in done.stderr
     assert not (tmp_path / "output").exists()
+
+
+def test_an_interrupted_build_ends_at_once_and_leaves_nothing(tmp_path: Path, tools: str) -> None:
+    (tmp_path / "tools" / "apt-get").write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 60\n")
+    done = build(
+        *("--simulated-fm", "--output", tmp_path / "output"),
+        PATH=tools,
+        FMCTL_IMAGE_CACHE=str(tmp_path / "cache"),
+        TMPDIR=str(tmp_path),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"tools", "cache"}
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_an_unknown_platform_is_refused_with_those_there_are(tmp_path: Path, tools: str) -> None:
