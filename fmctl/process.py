@@ -116,17 +116,43 @@ def hold_lifeline(grace: float = 10.0) -> None:
     threading.Thread(target=watch, args=(int(fd),), name="lifeline", daemon=True).start()
 
 
-def run(argv: Sequence[str], *, timeout: float) -> str:
-    """Run a command to its end and return its standard output; raises CommandFailed."""
+def run(argv: Sequence[str], *, timeout: float, grace: float = 0.0) -> str:
+    """Run a command to its end and return its standard output; raises CommandFailed.
+
+    One that takes longer, or during which this process is interrupted, is killed with all that it started; where it has
+    something to undo it is asked to end first, and has `grace` seconds for that.
+    """
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        popen = subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
     except OSError as error:
         raise CommandFailed(f"{argv[0]} cannot be started", why=error.strerror or str(error)) from error
-    except subprocess.TimeoutExpired as error:
-        raise CommandFailed(f"{argv[0]} did not end within {timeout:g} s") from error
-    if done.returncode != 0:
-        raise CommandFailed(f"{argv[0]} failed with status {done.returncode}", why=done.stderr.strip())
-    return done.stdout
+    with popen:
+        try:
+            output, errors = popen.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            _cut_short(popen, grace)
+            raise CommandFailed(f"{argv[0]} did not end within {timeout:g} s") from error
+        except BaseException:
+            _cut_short(popen, grace)
+            raise
+    if popen.returncode != 0:
+        raise CommandFailed(f"{argv[0]} failed with status {popen.returncode}", why=errors.strip())
+    return output
+
+
+def _cut_short(popen: subprocess.Popen[str], grace: float) -> None:
+    """End a command that leads a session."""
+    try:
+        if grace and popen.poll() is None:
+            os.killpg(popen.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                popen.communicate(timeout=grace)
+    finally:
+        if popen.poll() is None:
+            os.killpg(popen.pid, signal.SIGKILL)
 
 
 def attempt(argv: Sequence[str], *, timeout: float) -> tuple[int, bytes] | None:

@@ -51,6 +51,47 @@ def test_a_failed_command_says_why(argv: list[str], timeout: float, reason: str)
     assert reason in str(failure.value)
 
 
+def is_alive(child: Path) -> bool:
+    """Whether the process that wrote its number there runs."""
+    return Path(f"/proc/{child.read_text().strip()}").exists()
+
+
+TIDY = 'trap \'echo tidied >"$0"; exit\' TERM; sleep 60 & echo $! >"$1"; wait'
+
+
+@pytest.mark.parametrize("grace", [0.0, 10.0])
+def test_a_command_that_is_cut_short_ends_with_all_it_started_and_may_tidy(tmp_path: Path, grace: float) -> None:
+    mark, child = tmp_path / "tidied", tmp_path / "child"
+    began = time.monotonic()
+    with pytest.raises(CommandFailed, match="did not end within"):
+        process.run(["/bin/sh", "-c", TIDY, str(mark), str(child)], timeout=0.5, grace=grace)
+    assert time.monotonic() - began < 8.0
+    assert mark.exists() is (grace > 0)
+    eventually(lambda: not is_alive(child))
+
+
+def test_one_that_does_not_end_in_its_grace_is_killed(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    code = "trap '' TERM; echo $$ >\"$0\"; while :; do sleep 1; done"
+    with pytest.raises(CommandFailed, match="did not end within"):
+        process.run(["/bin/sh", "-c", code, str(child)], timeout=0.5, grace=0.3)
+    eventually(lambda: not is_alive(child))
+
+
+def test_an_interrupted_process_ends_its_command_first(tmp_path: Path) -> None:
+    mark, child = tmp_path / "tidied", tmp_path / "child"
+    code = (
+        "import signal, sys; from fmctl import process; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "process.run(['/bin/sh', '-c', *sys.argv[1:]], timeout=60, grace=10)"
+    )
+    with subprocess.Popen([PYTHON, "-c", code, TIDY, str(mark), str(child)], stderr=subprocess.PIPE) as interrupted:
+        eventually(lambda: child.exists() and child.read_text())
+        interrupted.send_signal(signal.SIGINT)
+        interrupted.communicate(timeout=15)
+    assert mark.exists()
+    eventually(lambda: not is_alive(child))
+
+
 def test_an_attempt_tells_status_and_output() -> None:
     assert process.attempt(["/bin/sh", "-c", "echo done; exit 3"], timeout=10) == (3, b"done\n")
 

@@ -5,3 +5,5 @@ from pathlib import Path
 
 RECIPE = Path(__file__).parent.parent
 CHECKOUT = RECIPE.parent
+GRACE = 30.0
+"""Seconds that mmdebstrap has, once it is to end, to unmount what it mounted."""

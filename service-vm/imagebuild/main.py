@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,6 +104,7 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _run(name: str, action: Callable[[], object]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         action()
     except FmctlError as error:

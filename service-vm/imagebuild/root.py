@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fmctl import process
 from fmctl.core.errors import FmctlError
-from imagebuild import RECIPE, tree
+from imagebuild import GRACE, RECIPE, tree
 from imagebuild.tree import Tree
 
 SCRATCH = ".image"
@@ -48,7 +48,9 @@ def make(
     ]
     environment = {"SOURCE_DATE_EPOCH": str(epoch), "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
     try:
-        process.run(["env", *(f"{name}={value}" for name, value in environment.items()), *argv], timeout=TIMEOUT)
+        process.run(
+            ["env", *(f"{name}={value}" for name, value in environment.items()), *argv], timeout=TIMEOUT, grace=GRACE
+        )
     except FmctlError as error:
         raise FmctlError(
             "the root file system cannot be made",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fmctl import process
 from fmctl.core.errors import FmctlError
-from imagebuild import RECIPE, cache, lock, repository
+from imagebuild import GRACE, RECIPE, cache, lock, repository
 from imagebuild.lock import Lock
 from imagebuild.tree import Tree
 
@@ -35,7 +35,7 @@ def add_modules(sources: Sequence[Path], kernel: str, locked: Lock, mode: str, s
         *("bookworm", "-", source),
     ]
     try:
-        process.run(["env", f"SOURCE_DATE_EPOCH={locked.epoch}", *argv], timeout=TIMEOUT)
+        process.run(["env", f"SOURCE_DATE_EPOCH={locked.epoch}", *argv], timeout=TIMEOUT, grace=GRACE)
     except FmctlError as error:
         raise FmctlError("the kernel modules cannot be built", why=error.why or error.what) from error
     with tarfile.open(built) as archive:

@@ -38,6 +38,8 @@ INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 KEPT = 2
 """How many sets of images the cache keeps, the newest."""
+GRACE = 60.0
+"""Seconds that a build has, once it is to end, to unmount what it mounted."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,14 @@ def _service_vm(image: Path, scratch: Path) -> None:
     build = [str(ROOT / "service-vm/build"), "--simulated-fm", "--platform", str(HERE / "lab.yaml")]
     build += ["--extra", str(HERE / "servicevm"), "--output", str(image)]
     try:
-        process.run(build, timeout=900)
+        process.run(build, timeout=900, grace=GRACE)
     except CommandFailed as error:
         if "status 3" not in str(error):
             raise
         click.echo(f"lab: {error}\nlab: a lock is made anew, for this lab alone", err=True)
         lock = scratch / "lock"
         process.run([str(ROOT / "service-vm/update-lock"), "--lock", str(lock)], timeout=900)
-        process.run([*build, "--lock", str(lock)], timeout=900)
+        process.run([*build, "--lock", str(lock)], timeout=900, grace=GRACE)
 
 
 def _debootstrap(root: Path) -> None:
@@ -171,6 +173,7 @@ def _debootstrap(root: Path) -> None:
             *(f"--essential-hook={configure}", RELEASE, str(root)),
         ],
         timeout=900,
+        grace=GRACE,
     )
 
 
