@@ -133,18 +133,16 @@ def run(argv: Sequence[str], *, timeout: float, grace: float = 0.0) -> str:
         try:
             output, errors = popen.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as error:
-            _cut_short(popen, grace)
             raise CommandFailed(f"{argv[0]} did not end within {timeout:g} s") from error
-        except BaseException:
+        finally:
             _cut_short(popen, grace)
-            raise
     if popen.returncode != 0:
         raise CommandFailed(f"{argv[0]} failed with status {popen.returncode}", why=errors.strip())
     return output
 
 
 def _cut_short(popen: subprocess.Popen[str], grace: float) -> None:
-    """End a command that leads a session."""
+    """End a command that leads a session, if it still runs."""
     try:
         if grace and popen.poll() is None:
             os.killpg(popen.pid, signal.SIGTERM)

@@ -8,7 +8,6 @@ hands, so a missing attribute is never an error.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 from dataclasses import replace
@@ -52,13 +51,14 @@ class Sysfs:
         """What the kernel knows of a function; None where it is gone."""
         device = f"{self._devices}/{name}"
         inode = _inode(device)
+        if inode is None:
+            return None
         before, known = self._known.get(name, (None, None))
-        if known is None or inode is None or inode != before:
+        if known is None or inode != before:
             known = _identity(device, name)
             if known is None:
                 return None
-            if inode is not None:
-                self._known[name] = inode, known
+            self._known[name] = inode, known
         driver, group = linked(f"{device}/driver"), _decimal(linked(f"{device}/iommu_group"))
         return replace(known, driver=driver, iommu_group=group)
 
@@ -124,7 +124,6 @@ def _id(device: str, vendor: str, product: str) -> PciId | None:
     return None if numbers[0] is None or numbers[1] is None else PciId(numbers[0], numbers[1])
 
 
-@functools.lru_cache(maxsize=4096)
 def _ports(link: str) -> tuple[Bdf, ...]:
     """The bridges above a function, from the folders that its link leads through."""
     ports = []
